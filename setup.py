@@ -1,0 +1,37 @@
+"""What pip installs: everything about the project is read from settings.ini, which nbdev reads too."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=["="], interpolation=None)
+config.read(here / "settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
+
+
+def lines(name: str) -> list[str]:
+    """The requirements listed under `name`, one a line."""
+    return [line.strip() for line in settings.get(name, "").splitlines() if line.strip()]
+
+
+readme = here / "README.md"
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    license="Apache-2.0",
+    url=settings["git_url"],
+    packages=find_packages(include=["slml", "slml.*"]),
+    python_requires=f">={settings['min_python']}",
+    install_requires=lines("requirements"),
+    extras_require={"dev": lines("dev_requirements")},
+    entry_points={"console_scripts": ["slml = slml.cli:main"]},
+    include_package_data=True,
+    zip_safe=False,
+)

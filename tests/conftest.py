@@ -1,0 +1,25 @@
+"""What the tests share: the real data where it is at hand, and a workspace that goes away with the test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from slml.workspace import Workspace
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real public data; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("SLML_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the real data is not here: no folder {folder}; name another one in SLML_TEST_DATA")
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A workspace of this test alone."""
+    return Workspace(root=str(tmp_path / "root"), project="test")
