@@ -30,7 +30,9 @@ def expand(
         found = fs.find(path)
     else:
         found = [p for p in fs.glob(path) if fs.isfile(p)] if fsspec.core.has_magic(path) else [path] * fs.isfile(path)
-    files = sorted(p for p in found if not _hidden(p[len(path.rstrip("/")):] if fs.isdir(path) else p.rsplit("/", 1)[-1]))
+    files = sorted(
+        p for p in found if not _hidden(p[len(path.rstrip("/")) :] if fs.isdir(path) else p.rsplit("/", 1)[-1])
+    )
     if not files:
         raise _nothing(source, fs, path)
     return [p if _is_local(fs) else fs.unstrip_protocol(p) for p in files]
@@ -71,7 +73,7 @@ def content_hash(
 
 
 def _unreadable(uri: str, error: OSError) -> StorageError:
-    return StorageError(f"{uri} cannot be read.", came=error.strerror or str(error), todo="check the path and its rights.")
+    return StorageError(f"{uri} cannot be read.", came=error.strerror or str(error), todo="check its path and rights.")
 
 # %% ../nbs/storage.ipynb #1cf52505
 @contextmanager

@@ -34,7 +34,7 @@ def project_folder(
 
 # %% ../nbs/workspace.ipynb #7fd6e142
 def profile() -> dict[str, object]:  # the settings of the chosen profile; empty where there is no slml.toml
-    "The profile of the project's `slml.toml` that `SLML_PROFILE` names. Raises `SettingsError` for one that is not there."
+    "The profile in `slml.toml` that `SLML_PROFILE` names. Raises `SettingsError` where it is not there."
     path = project_folder() / "slml.toml"
     name = os.environ.get("SLML_PROFILE", "default")
     profiles = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -57,7 +57,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SLML_", frozen=True, extra="forbid", validate_default=True)
 
-    root: str = Field(default_factory=lambda: str(project_folder() / ".slml"), description="holds everything slml writes")
+    root: str = Field(
+        default_factory=lambda: str(project_folder() / ".slml"), description="place of all that slml writes"
+    )
     project: str = Field(default_factory=lambda: project_folder().name, description="the namespace of the tables")
     user: str = Field(default_factory=getpass.getuser, description="who works here")
     engine: str = Field("duckdb", description="what runs queries")
@@ -79,8 +81,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource,
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, InitSettingsSource(settings_cls, profile())
 

@@ -1,0 +1,57 @@
+# Everything here sets itself up: the first call makes the virtual environment, later calls are quick.
+#   make run      the main job, from raw (synthetic) trips to a tested and registered model; ROWS=1000000 make run for more
+#   make test     lint, the notebooks' examples, pytest (which also holds notebooks, package and README in step)
+#   make export   the package from the notebooks;   make readme   README.md from nbs/index.ipynb
+#   make lock     constraints.txt afresh from settings.ini
+
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/ready
+ROWS   ?= 1000000
+SEED   ?= 0
+TRIPS  := .slml/trips_$(ROWS)_$(SEED)
+
+# Two OpenMP threads that spin while they wait take both cores from those that work.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: install run test lint notebooks pytest export readme lock clean
+
+install: $(READY)
+
+$(READY): constraints.txt settings.ini setup.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(READY)
+	@python -m slml.taxi --rows $(ROWS) --seed $(SEED) --out $(TRIPS)
+	@slml pipeline run pipelines/taxi.yaml -p 'source=$(TRIPS)/*.txt'
+
+test: lint notebooks pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+
+# Every example in every notebook; job notebooks (skip_exec) run in pytest, as jobs.
+notebooks: $(READY)
+	nbdev_test --n_workers 2 --timing
+
+pytest: $(READY)
+	python -m pytest -q -n 2 --dist loadfile tests
+
+export: $(READY)
+	nbdev_export
+	nbdev_clean
+
+readme: $(READY)
+	jupyter nbconvert --log-level WARN --to markdown --execute nbs/index.ipynb --output-dir . --output README
+
+lock: $(READY)
+	pip-compile --quiet --strip-extras --extra dev --output-file constraints.txt setup.py
+
+clean:
+	rm -rf .slml build dist *.egg-info
