@@ -148,8 +148,8 @@ def test_importing_slml_is_quick_and_loads_nothing_heavy() -> None:
 def test_the_readme_is_its_notebook(tmp_path: Path) -> None:
     """README.md is made by `make readme`; the pictures are part of it."""
     subprocess.run(
-        [sys.executable, "-m", "nbconvert", "--to", "markdown", "--execute", "nbs/index.ipynb"]
-        + ["--output-dir", str(tmp_path), "--output", "README"],
+        [sys.executable, "-m", "nbconvert", "--to", "markdown", "--execute", "nbs/index.ipynb",
+         "--output-dir", str(tmp_path), "--output", "README"],
         cwd=REPOSITORY, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert (tmp_path / "README.md").read_text() == (REPOSITORY / "README.md").read_text(), "run make readme"
