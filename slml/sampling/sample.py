@@ -7,14 +7,18 @@ __all__ = ['prefix', 'sample']
 
 # %% ../../nbs/sampling/sample.ipynb #53407eb6
 import math
+from typing import TYPE_CHECKING
 
 import ibis
-from ..tables.engine import Engine
 
 from ..errors import SamplingError, UsageError
-from .split import CIRCLE, Part, Range, _require, start, turn
-from ..tables.catalog import Snapshot
+from .split import Part, Range, _require, start, turn
 from ..tables.rowhash import ROW_HASH
+
+if TYPE_CHECKING:
+    from slml.tables.engine import Engine
+
+    from slml.tables.catalog import Snapshot
 
 # %% ../../nbs/sampling/sample.ipynb #c433b2ce
 def prefix(
@@ -37,7 +41,7 @@ def _generous(rows: int, total: int) -> float:
     return min(1.0, (rows + 6 * math.sqrt(rows) + 50) / total)
 
 # %% ../../nbs/sampling/sample.ipynb #f012e456
-def _enough(table: ibis.Table, engine: Engine, part: Part, rows: int, seed: int) -> ibis.Table:
+def _enough(table: ibis.Table, engine: "Engine", part: Part, rows: int, seed: int) -> ibis.Table:
     "The smallest beginning of the part, by doubling, that has the rows. Raises SamplingError where the part has fewer."
     total = engine.read(part.filter(table).aggregate(rows=ibis._.count()))["rows"][0].as_py()
     if rows > total:
@@ -63,8 +67,8 @@ def _ordered(table: ibis.Table, seed: int) -> ibis.Table:
 
 # %% ../../nbs/sampling/sample.ipynb #ef78a4f6
 def sample(
-    snapshot: Snapshot,  # of a cleaned table
-    engine: Engine,
+    snapshot: "Snapshot",  # of a cleaned table
+    engine: "Engine",
     *,
     share: float | None = None,  # above 0, at most 1: about this share of the rows
     rows: int | None = None,  # or: exactly this many

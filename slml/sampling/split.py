@@ -10,6 +10,8 @@ import datetime as dt
 import html
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import ibis
 import numpy as np
@@ -17,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from pydantic import BaseModel, ConfigDict
-from ..tables.engine import Engine
 
 from ..errors import SamplingError, UsageError, closest
-from ..tables.catalog import Snapshot
 from ..tables.rowhash import ROW_HASH
+
+if TYPE_CHECKING:  # loading the catalog takes a second that a training process need not wait
+    from slml.tables.catalog import Snapshot
+    from slml.tables.engine import Engine
 
 # %% ../../nbs/sampling/split.ipynb #56cbb412
 CIRCLE = 2**63  # row hashes run from 0 up to this, exclusive
@@ -106,10 +110,11 @@ def mask(
     batch: pa.RecordBatch,  # with the part's columns
 ) -> pa.BooleanArray:
     "Whether each row of a batch is in the part."
-    inside = np.ones(batch.num_rows, bool)
+    inside = np.full(batch.num_rows, ROW_HASH not in part.columns)
     if ROW_HASH in part.columns:
         hashes = batch[ROW_HASH].to_numpy(zero_copy_only=False)
-        inside = np.any([(hashes >= low) & (hashes <= high - 1) for low, high in part.ranges], axis=0)
+        for low, high in part.ranges:
+            inside |= (hashes >= low) & (hashes <= high - 1)
     if part.time_column:
         times = batch[part.time_column]
         low, high = (pa.scalar(edge).cast(times.type) for edge in (part.time_low, part.time_high))
@@ -182,14 +187,14 @@ def _edges(shares: Mapping[str, float]) -> list[float]:
 def _by_hash(shares: Mapping[str, float], seed: int) -> dict[str, Part]:
     "Consecutive arcs of the circle."
     edges = [int(edge * CIRCLE) for edge in _edges(shares)]
-    arcs = zip(edges[:-1], edges[1:], strict=True)
+    arcs = pairwise(edges)
     return {name: Part(ranges=turn([arc], start(seed))) for name, arc in zip(shares, arcs, strict=True)}
 
 # %% ../../nbs/sampling/split.ipynb #d497b325
 def _counts(
     table: ibis.Table,
     moment: ibis.Column,  # what to count by
-    engine: Engine,
+    engine: "Engine",
 ) -> tuple[list, np.ndarray]:  # n moments, and the rows before each of them and before the end, (n + 1,)
     "The different moments in order, with the rows before each."
     counted = engine.read(table.group_by(moment=moment).agg(rows=ibis._.count()).order_by("moment"))
@@ -199,7 +204,7 @@ def _counts(
 def _cut(
     table: ibis.Table,
     time: str,
-    engine: Engine,
+    engine: "Engine",
     days: list,  # from _counts, by day
     before: np.ndarray,
     rank: float,  # rows wanted before the cut
@@ -221,7 +226,7 @@ def _edge(moment: dt.datetime | dt.date | str, column: ibis.Column) -> ibis.Valu
     return ibis.literal(text).cast(column.type().copy(nullable=True))
 
 # %% ../../nbs/sampling/split.ipynb #44067599
-def _extent(table: ibis.Table, time: str, engine: Engine) -> tuple[dt.date, dt.date]:
+def _extent(table: ibis.Table, time: str, engine: "Engine") -> tuple[dt.date, dt.date]:
     "The first moment of the column and the one just after its last. Raises SamplingError when a row has no time."
     column = table[time]
     if not (column.type().is_timestamp() or column.type().is_date()):
@@ -243,7 +248,7 @@ def _extent(table: ibis.Table, time: str, engine: Engine) -> tuple[dt.date, dt.d
     return first, last + (dt.timedelta(microseconds=1) if column.type().is_timestamp() else dt.timedelta(days=1))
 
 # %% ../../nbs/sampling/split.ipynb #9b54b834
-def _by_time(table: ibis.Table, engine: Engine, shares: Mapping[str, float], time: str) -> dict[str, Part]:
+def _by_time(table: ibis.Table, engine: "Engine", shares: Mapping[str, float], time: str) -> dict[str, Part]:
     "Consecutive spans of time, the last one ending with the last row."
     edges = _edges(shares)
     first, end = _extent(table, time, engine)
@@ -261,8 +266,8 @@ MINIMUM = 10  # rows; an error measured on fewer says nothing
 
 # %% ../../nbs/sampling/split.ipynb #01fb33d0
 def split(
-    snapshot: Snapshot,  # of a cleaned table
-    engine: Engine,
+    snapshot: "Snapshot",  # of a cleaned table
+    engine: "Engine",
     shares: Mapping[str, float],  # part -> share of the rows, above 0, together at most 1
     seed: int = 0,  # turns the circle; without effect on a split by time
     time: str = "",  # a date or timestamp column: cut by time, the first part being the earliest
@@ -281,7 +286,7 @@ def split(
     return Split(snapshot=snapshot.ref, seed=seed, parts=parts, rows=rows, total=counted["total"])
 
 # %% ../../nbs/sampling/split.ipynb #a9243f16
-def _require(table: ibis.Table, column: str, snapshot: Snapshot) -> None:
+def _require(table: ibis.Table, column: str, snapshot: "Snapshot") -> None:
     "Raise SamplingError when the table lacks the column that decides."
     if column not in table.columns:
         todo = "clean the table first: cleaning adds it." if column == ROW_HASH else closest(column, table.columns)
@@ -293,7 +298,7 @@ def _require(table: ibis.Table, column: str, snapshot: Snapshot) -> None:
         )
 
 
-def _check_size(rows: Mapping[str, int], total: int, snapshot: Snapshot) -> None:
+def _check_size(rows: Mapping[str, int], total: int, snapshot: "Snapshot") -> None:
     "Raise SamplingError when a part is too small."
     small = [f"{count} rows in '{name}'" for name, count in rows.items() if count < MINIMUM]
     if small:
