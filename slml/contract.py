@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Type', 'TYPES', 'LETTERS', 'Scalar', 'AnyRule', 'AnyFeature', 'Data', 'Column', 'Rule', 'OneColumn', 'NotNull',
            'Between', 'OneOf', 'Matches', 'ParsesAs', 'Unique', 'Equals', 'InsideBox', 'Ordered', 'Expression',
-           'SameFormat', 'SameUnit', 'Feature', 'Numeric', 'Category', 'TimeParts', 'Distance', 'Contract']
+           'SameFormat', 'SameUnit', 'Feature', 'Numeric', 'Category', 'TimeParts', 'Distance', 'Contract', 'terms']
 
 # %% ../nbs/contract.ipynb #ff9ef688
 import json
@@ -565,7 +565,9 @@ def _meaning(c: Column, contract: Contract) -> str:
     return ", ".join(said)
 
 
-def _terms(part: Rule | Feature) -> str:
+def terms(
+    part: Rule | Feature,
+) -> str:
     "The terms of a rule or feature beside its name and reason, such as `low 3.25, high 1000`."
     hidden = {"kind", "name", "reason", "column", *(("columns",) if isinstance(part, Unique) else ())}
     fields = part.model_dump(exclude=hidden, exclude_defaults=True)
@@ -587,7 +589,7 @@ def _as_text(contract: Contract) -> str:
     lines += [f"  {c.name:<{width}}  {c.type:<9}  {_meaning(c, contract)}".rstrip() for c in contract.columns]
     for letter, word in LETTERS.items():
         rules = [r for r in contract.rules if r.letter == letter]
-        lines += [f"{word}"] * bool(rules) + [f"  {r.name}  {_terms(r)}  {r.reason}".rstrip() for r in rules]
+        lines += [f"{word}"] * bool(rules) + [f"  {r.name}  {terms(r)}  {r.reason}".rstrip() for r in rules]
     lines += ["Features"] * bool(contract.features) + [f"  {f.name}" for f in contract.features]
     lines += ["Notes"] * bool(contract.notes) + [f"  {n}" for n in contract.notes]
     return "\n".join(lines)
@@ -606,7 +608,7 @@ def _as_html(contract: Contract) -> str:
     task = f" &middot; {contract.task} of <b>{escape(contract.target)}</b>" if contract.target else ""
     parts = [f"<p><b>contract {escape(contract.name)}</b>{task}</p>",
              _table(["column", "type", "meaning"], [[c.name, c.type, _meaning(c, contract)] for c in contract.columns])]
-    rules = [[f"{r.letter} {LETTERS[r.letter]}", r.name, _terms(r), r.reason]
+    rules = [[f"{r.letter} {LETTERS[r.letter]}", r.name, terms(r), r.reason]
              for letter in LETTERS for r in contract.rules if r.letter == letter]
     if rules:
         parts.append(_table(["letter", "rule", "terms", "reason"], rules))
