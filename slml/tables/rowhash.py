@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW_HASH', 'mix', 'row_hash']
 
-# %% ../../nbs/tables/rowhash.ipynb #53065ba7
+# %% ../../nbs/tables/rowhash.ipynb #3067443c
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,16 +14,16 @@ import pyarrow.compute as pc
 
 from ..errors import TableError
 
-# %% ../../nbs/tables/rowhash.ipynb #75ff7cb5
+# %% ../../nbs/tables/rowhash.ipynb #6bc20f35
 ROW_HASH = "row_hash"  # the column of every cleaned table
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # the odd constant of splitmix64: 2^64 divided by the golden ratio
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, made odd: zero must not stay zero
 _NULL = np.uint64(0x6E756C6C2D726F77)  # what a missing value counts as
 
-# %% ../../nbs/tables/rowhash.ipynb #265e339c
+
 def mix(
     numbers: np.ndarray,  # (n,), uint64; changed in place
-) -> np.ndarray:  # (n,), uint64
-    "The last steps of splitmix64: a one-to-one map in which each input bit changes half of the output bits."
+) -> np.ndarray:  # (n,), uint64, the same array
+    "A one-to-one map of 64-bit numbers in which each bit that goes in changes about half of those that come out."
     numbers += _STEP
     numbers ^= numbers >> np.uint64(30)
     numbers *= np.uint64(0xBF58476D1CE4E5B9)
@@ -32,105 +32,111 @@ def mix(
     numbers ^= numbers >> np.uint64(31)
     return numbers
 
-# %% ../../nbs/tables/rowhash.ipynb #e361fa07
-def _integers(values: pa.Array) -> np.ndarray:
-    "The values as 64-bit integers: dates in days, times in microseconds, the rest as they are."
-    kind = values.type
+# %% ../../nbs/tables/rowhash.ipynb #d4832eb3
+def _canonical(values: pa.Array) -> pa.Array:
+    "Times in microseconds, dates in days; everything else as it is."
+    kind, units = values.type, {"timestamp": pa.timestamp("us"), "time": pa.time64("us"), "duration": pa.duration("us")}
     if pa.types.is_date64(kind):
-        values = values.cast(pa.date32())
-    elif pa.types.is_timestamp(kind) and kind.unit != "us":
-        values = values.cast(pa.timestamp("us", kind.tz), safe=False)
-    elif pa.types.is_time(kind) and kind != pa.time64("us"):
-        values = values.cast(pa.time64("us"), safe=False)
-    elif pa.types.is_duration(kind) and kind.unit != "us":
-        values = values.cast(pa.duration("us"), safe=False)
-    if not pa.types.is_integer(values.type):
-        width = 8 if pa.types.is_boolean(values.type) else values.type.bit_width
-        values = values.cast(pa.int8()) if width == 8 else values.view(pa.int32() if width == 32 else pa.int64())
-    return pc.fill_null(values, 0).to_numpy(zero_copy_only=False).astype(np.int64, copy=False).view(np.uint64)
+        return values.cast(pa.date32())
+    if pa.types.is_timestamp(kind):
+        return values.cast(pa.timestamp("us", kind.tz), safe=False)
+    family = "time" if pa.types.is_time(kind) else "duration" if pa.types.is_duration(kind) else ""
+    return values.cast(units[family], safe=False) if family else values
 
-# %% ../../nbs/tables/rowhash.ipynb #b24a1875
+# %% ../../nbs/tables/rowhash.ipynb #866ee002
+def _integers(values: pa.Array) -> np.ndarray:
+    "The values as 64-bit integers, 0 where there is none."
+    values = _canonical(values)
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
+    elif not pa.types.is_integer(values.type):
+        values = values.view(pa.int32() if values.type.bit_width == 32 else pa.int64())
+    return pc.fill_null(values, 0).to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
+
+# %% ../../nbs/tables/rowhash.ipynb #381ec662
 def _float_bits(values: pa.Array) -> np.ndarray:
     "The bits of the values as 64-bit floats, with one zero and one NaN."
     numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False) + 0.0  # -0.0 + 0.0 is 0.0
     return np.where(np.isnan(numbers), np.nan, numbers).view(np.uint64)
 
-# %% ../../nbs/tables/rowhash.ipynb #70d887ea
+# %% ../../nbs/tables/rowhash.ipynb #2fda4ec8
 def _fold(
-    lengths: np.ndarray,  # (n,), how many items each row has
-    item: Callable[[np.ndarray, int], np.ndarray],  # (which rows, position) -> their items at it, uint64
+    start: np.ndarray,  # (n,), what tells sequences of the same words apart: their lengths
+    counts: np.ndarray,  # (n,), how many words each row has
+    word: Callable[[np.ndarray, int], np.ndarray],  # (which rows, position) -> their words there, uint64
 ) -> np.ndarray:  # (n,), uint64
-    "One number for each row's sequence of items: position by position over the rows that are long enough."
-    result, position = mix(lengths.astype(np.uint64)), 0
-    while (rows := np.flatnonzero(lengths > position)).size:
-        result[rows] = mix(result[rows] ^ item(rows, position))
+    "One number for each row's sequence of words."
+    result, position = mix(start.astype(np.uint64)), 0
+    while (rows := np.flatnonzero(counts > position)).size:
+        result[rows] = mix(result[rows] ^ word(rows, position))
         position += 1
     return result
 
-# %% ../../nbs/tables/rowhash.ipynb #d8ad2d25
+# %% ../../nbs/tables/rowhash.ipynb #02a22122
 def _text(values: pa.Array) -> np.ndarray:
-    "The bytes of the values, eight at a time and little-endian, folded together with their length."
+    "The bytes of each value, eight at a time and little-endian, folded."
     values = pc.fill_null(values.cast(pa.large_binary()), b"")
     offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
-    data = values.buffers()[2]
-    text = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data else np.empty(0, np.uint8)
+    data = np.frombuffer(values.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+    words = np.ndarray((len(data) + 1,), "<u8", np.concatenate([data, np.zeros(8, np.uint8)]), strides=(1,))
     starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
-    padded = np.concatenate([text, np.zeros(8, np.uint8)])
-    words = np.ndarray((len(text) + 1,), np.dtype("<u8"), padded, strides=(1,))  # a word begins at each byte
 
     def word(rows: np.ndarray, position: int) -> np.ndarray:
-        left = np.minimum(lengths[rows] - 8 * position, 8).astype(np.uint64)
-        return words[starts[rows] + 8 * position] & (~np.uint64(0) >> (np.uint64(8) * (np.uint64(8) - left)))
+        unused = np.maximum(8 * position + 8 - lengths[rows], 0).astype(np.uint64)
+        return words[starts[rows] + 8 * position] & (~np.uint64(0) >> (np.uint64(8) * unused))
 
-    folded = _fold(-(-lengths // 8), word)
-    return mix(folded ^ lengths.astype(np.uint64))
+    return _fold(lengths, -(-lengths // 8), word)
 
-# %% ../../nbs/tables/rowhash.ipynb #2b831a29
+# %% ../../nbs/tables/rowhash.ipynb #12832485
 def _nested(values: pa.Array) -> np.ndarray:
-    "Lists by their items in order, structs by their fields in order."
+    "Structs by their fields in order; lists and maps by their items in order."
     if pa.types.is_struct(values.type):
         return _combine(values.flatten())
-    values = pc.fill_null(values.cast(pa.large_list(values.type.value_type)), [])
+    if not pa.types.is_map(values.type):
+        values = values.cast(pa.large_list(values.type.value_type))
+    items = _combine([values.keys, values.items]) if pa.types.is_map(values.type) else _hashes(values.values)
     offsets = values.offsets.to_numpy()
-    items = _hashes(values.values)
-    return _fold(np.diff(offsets), lambda rows, position: items[offsets[:-1][rows] + position])
+    counts = np.where(values.is_valid().to_numpy(zero_copy_only=False), np.diff(offsets), 0)
+    return _fold(counts, counts, lambda rows, position: items[offsets[:-1][rows] + position])
 
-# %% ../../nbs/tables/rowhash.ipynb #034a93f5
-def _hashes(values: pa.Array) -> np.ndarray:
-    "A 64-bit hash of each value of one column."
+# %% ../../nbs/tables/rowhash.ipynb #42e48303
+def _value_hashes(values: pa.Array) -> np.ndarray:
+    "A 64-bit hash of each value; of a missing one, anything."
     kind = values.type
+    if pa.types.is_null(kind):
+        return np.full(len(values), _NULL)
     if pa.types.is_dictionary(kind):
         codes = pc.fill_null(values.indices, 0).to_numpy(zero_copy_only=False)
-        hashes = _hashes(values.dictionary)[codes] if len(values.dictionary) else np.full(len(values), _NULL)
-    elif pa.types.is_null(kind):
-        return np.full(len(values), _NULL)
-    elif pa.types.is_floating(kind):
-        hashes = mix(_float_bits(values))
-    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
-        hashes = mix(_integers(values).copy())
-    elif pa.types.is_decimal(kind):
-        hashes = _text(values.cast(pa.string()))
-    elif pa.types.is_struct(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        hashes = _nested(values)
-    else:
-        hashes = _text(values)
+        return np.append(_hashes(values.dictionary), _NULL)[codes]  # one more, for a column without any category
+    if pa.types.is_floating(kind):
+        return mix(_float_bits(values))
+    if pa.types.is_decimal(kind):
+        return _text(values.cast(pa.string()))
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
+        return mix(_integers(values))
+    return _nested(values) if pa.types.is_nested(kind) else _text(values)
+
+
+def _hashes(values: pa.Array) -> np.ndarray:
+    "A 64-bit hash of each value, the missing ones included."
+    hashes = _value_hashes(values)
     return np.where(values.is_valid().to_numpy(zero_copy_only=False), hashes, _NULL) if values.null_count else hashes
 
-# %% ../../nbs/tables/rowhash.ipynb #cf4f1c71
+# %% ../../nbs/tables/rowhash.ipynb #6ab59318
 def _combine(columns: Sequence[pa.Array]) -> np.ndarray:
-    "One number for each row; swapping two columns changes it."
+    "One 64-bit number for each row; columns in another order give another one."
     total = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
         total ^= _hashes(column)
         mix(total)
     return total
 
-# %% ../../nbs/tables/rowhash.ipynb #0c6d6335
+# %% ../../nbs/tables/rowhash.ipynb #38bfd142
 def row_hash(
     columns: Sequence[pa.Array | pa.ChunkedArray],  # the columns of the key, in order, of equal length
-) -> pa.Int64Array:  # 63 bits, never negative, never null
-    "A hash of each row that depends on nothing but the values, so that it may be stored and compared for ever."
+) -> pa.Int64Array:  # 63 bits: never negative, never null
+    "A hash of each row that depends on its values alone, and never changes. Raises `TableError` without a column."
     if not columns:
-        raise TableError("A row hash needs at least one column.")
+        raise TableError("A row hash needs at least one column.", todo="name the columns of the key.")
     whole = [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns]
     return pa.array((_combine(whole) >> np.uint64(1)).view(np.int64))
