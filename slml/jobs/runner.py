@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import SettingsError, closest
+from .execute import interruptible
 from .job import Job, code_version, fingerprint
 from .run import Run, check, new_run
 from ..storage import read_text, write_text
@@ -81,9 +82,10 @@ def run_job(
 ) -> Run:  # done
     "Execute one job and wait for it. Raises what its notebook raised: same message, same exit code."
     runner = open_runner(workspace)
-    id = runner.submit(job)
-    try:
-        return check(runner.wait(id))
-    except KeyboardInterrupt:
-        runner.cancel(id)
-        raise
+    with interruptible():
+        id = runner.submit(job)
+        try:
+            return check(runner.wait(id))
+        except KeyboardInterrupt:
+            runner.cancel(id)
+            raise
