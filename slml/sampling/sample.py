@@ -16,9 +16,8 @@ from .split import Part, Range, _require, start, turn
 from ..tables.rowhash import ROW_HASH
 
 if TYPE_CHECKING:
-    from slml.tables.engine import Engine
-
     from slml.tables.catalog import Snapshot
+    from slml.tables.engine import Engine
 
 # %% ../../nbs/sampling/sample.ipynb #c433b2ce
 def prefix(
@@ -42,7 +41,7 @@ def _generous(rows: int, total: int) -> float:
 
 # %% ../../nbs/sampling/sample.ipynb #f012e456
 def _enough(table: ibis.Table, engine: "Engine", part: Part, rows: int, seed: int) -> ibis.Table:
-    "The smallest beginning of the part, by doubling, that has the rows. Raises SamplingError where the part has fewer."
+    "A beginning of the part that has the rows, by doubling. Raises SamplingError where the part has fewer."
     total = engine.read(part.filter(table).aggregate(rows=ibis._.count()))["rows"][0].as_py()
     if rows > total:
         raise SamplingError(

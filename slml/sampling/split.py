@@ -17,13 +17,14 @@ import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib.axes import Axes
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import SamplingError, UsageError, closest
 from ..tables.rowhash import ROW_HASH
 
-if TYPE_CHECKING:  # loading the catalog takes a second that a training process need not wait
+if TYPE_CHECKING:  # loading these takes seconds that a training process need not wait
+    from matplotlib.axes import Axes
+
     from slml.tables.catalog import Snapshot
     from slml.tables.engine import Engine
 
@@ -83,6 +84,12 @@ class Part(BaseModel):
     def keep(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         "The rows of the batch that are in the part, here and now."
         return batch.filter(mask(self, batch)) if self.columns else batch
+
+# %% ../../nbs/sampling/split.ipynb #b2ea2e08
+def _edge(moment: dt.datetime | dt.date | str, column: ibis.Column) -> ibis.Value:
+    "A moment, or its ISO text, as a constant of the column's type."
+    text = moment if isinstance(moment, str) else moment.isoformat()
+    return ibis.literal(text).cast(column.type().copy(nullable=True))
 
 # %% ../../nbs/sampling/split.ipynb #948129f7
 def _between(column: ibis.Column, low: int, high: int) -> ibis.ir.BooleanValue:
@@ -146,8 +153,8 @@ class Split(BaseModel):
     def part(self, name: str) -> Part:
         "The part of this name. Raises UsageError where there is none."
         if name not in self.parts:
-            came = f"'{name}' {closest(name, self.parts)}".strip()
-            raise UsageError("The split has no such part.", expected=f"one of {list(self.parts)}", came=came)
+            hint = closest(name, self.parts)
+            raise UsageError("The split has no such part.", expected=f"one of {list(self.parts)}", came=name, todo=hint)
         return self.parts[name]
 
     def _repr_html_(self) -> str:
@@ -218,12 +225,6 @@ def _cut(
     moments, ranks = _counts(inside, inside[time], engine)
     moments, ranks = [*moments, *following], ranks[: len(moments) + len(following)] + before[n]
     return moments[int(np.argmin(np.abs(ranks - rank)))]
-
-# %% ../../nbs/sampling/split.ipynb #6a48451c
-def _edge(moment: dt.datetime | dt.date | str, column: ibis.Column) -> ibis.Value:
-    "A moment as a constant of the column's type."
-    text = moment if isinstance(moment, str) else moment.isoformat()
-    return ibis.literal(text).cast(column.type().copy(nullable=True))
 
 # %% ../../nbs/sampling/split.ipynb #44067599
 def _extent(table: ibis.Table, time: str, engine: "Engine") -> tuple[dt.date, dt.date]:
@@ -310,7 +311,7 @@ def _check_size(rows: Mapping[str, int], total: int, snapshot: "Snapshot") -> No
         )
 
 # %% ../../nbs/sampling/split.ipynb #4840ece9
-def _plot_circle(split: Split, ax: Axes) -> Axes:
+def _plot_circle(split: Split, ax: "Axes") -> "Axes":
     "Each part as an arc, counted from the top."
     for n, (name, part) in enumerate(split.parts.items()):
         low, high = (np.array(part.ranges, float) / CIRCLE * 2 * np.pi).T
@@ -318,26 +319,30 @@ def _plot_circle(split: Split, ax: Axes) -> Axes:
         ax.bar(low, 0.4, high - low, bottom=0.6, align="edge", color=f"C{n}", label=label)
     ax.set(theta_zero_location="N", ylim=(0, 1), yticks=[], xticks=[start(split.seed) / CIRCLE * 2 * np.pi])
     ax.set_xticklabels(["start"])
+    ax.grid(False)
     ax.legend(loc="center", frameon=False, fontsize=8)
     return ax
 
 # %% ../../nbs/sampling/split.ipynb #7f8d855b
-def _plot_time(split: Split, ax: Axes) -> Axes:
+def _plot_time(split: Split, ax: "Axes") -> "Axes":
     "Each part as a bar from its first to its last moment."
+    from matplotlib.dates import ConciseDateFormatter
+
     for n, (name, part) in enumerate(split.parts.items()):
         low, high = (np.datetime64(dt.datetime.fromisoformat(edge)) for edge in (part.time_low, part.time_high))
         ax.barh(0, high - low, left=low, color=f"C{n}", label=f"{name}: {split.rows[name]:,}")
     ax.set(yticks=[])
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(ax.xaxis.get_major_locator()))
     ax.legend(ncols=len(split.parts), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize=8)
     return ax
 
 # %% ../../nbs/sampling/split.ipynb #b7f8f519
 def plot(
     split: Split,
-    ax: Axes | None = None,  # polar for a split by hash; made where missing
-) -> Axes:
+    ax: "Axes | None" = None,  # polar for a split by hash; made where missing
+) -> "Axes":
     "The parts on the circle of row hashes, or along time."
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt  # here, for it takes half a second that a training process need not wait
 
     by_time = any(part.time_column for part in split.parts.values())
     if ax is None:
