@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['QUERY_ERRORS', 'DuckDBEngine']
 
-# %% ../../nbs/tables/duckdb.ipynb #7795b0ec
+# %% ../../nbs/tables/duckdb.ipynb #47b2ab6f
+import inspect
 import re
 import shutil
 import uuid
@@ -30,7 +31,7 @@ from ..errors import SettingsError, SlmlError, StorageError, TableError, closest
 from .catalog import Snapshot
 from .rowhash import ROW_HASH, row_hash
 
-# %% ../../nbs/tables/duckdb.ipynb #5bba511c
+# %% ../../nbs/tables/duckdb.ipynb #41150aa9
 def _literal(path: str) -> str:
     "A path as DuckDB takes it: a quoted string in which nothing is a pattern."
     return "'" + re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''") + "'"
@@ -40,15 +41,24 @@ def _parquet(files: Iterable[str]) -> str:
     "The rows of these files, in this order, as SQL."
     return f"read_parquet([{', '.join(map(_literal, files))}], hive_partitioning = false)"
 
-# %% ../../nbs/tables/duckdb.ipynb #38cfaafb
-def _query_error(error: Exception) -> TableError:
+# %% ../../nbs/tables/duckdb.ipynb #3f63d728
+def _query_error(
+    error: Exception,  # of DuckDB or Ibis
+    tables: Sequence[str] = (),  # the names that the query could use
+) -> TableError:
     "What is wrong with a query, and DuckDB's hint."
+    if missing := re.search(r"Table with name (\S+) does not exist", str(error)):
+        return TableError(
+            f"The query names a table '{missing[1]}' that is not there.",
+            expected=", ".join(tables) or "no table",
+            todo=closest(missing[1], tables) or "name one of these tables.",
+        )
     lines = [line.strip() for line in re.split(r"\n+LINE \d+:", str(error).strip())[0].splitlines()]
     kind, _, problem = lines[0].partition(": ")
     hints = [line for line in lines[1:] if re.match(r"Did you mean|Candidate .*: \S", line)]
     return TableError("The query cannot be answered.", came=problem or kind, todo=" ".join(hints))
 
-# %% ../../nbs/tables/duckdb.ipynb #cc8b875f
+# %% ../../nbs/tables/duckdb.ipynb #8dfa904a
 def _fault(path: str) -> str:
     "What is wrong with a Parquet file; nothing if it can be read to its end."
     try:
@@ -72,7 +82,7 @@ def _damaged(files: Iterable[str]) -> TableError | None:
             )
     return None
 
-# %% ../../nbs/tables/duckdb.ipynb #8b4f0ebf
+# %% ../../nbs/tables/duckdb.ipynb #0a23a05b
 QUERY_ERRORS = (
     duckdb.BinderException,
     duckdb.CatalogException,
@@ -87,11 +97,12 @@ QUERY_ERRORS = (
 def _meaning(
     error: Exception,  # of DuckDB or Ibis
     files: Iterable[str],  # that the engine may have been reading
+    tables: Sequence[str] = (),  # the names that the query could use
 ) -> SlmlError:
     "An error of the engine in slml's words."
     first = str(error).strip().splitlines()[0]
     if isinstance(error, QUERY_ERRORS):
-        return _query_error(error)
+        return _query_error(error, tables)
     if isinstance(error, duckdb.OutOfMemoryException):
         return TableError(
             "The query needs more memory than it may have.",
@@ -102,7 +113,7 @@ def _meaning(
         return StorageError("The disk is full.", came=first, todo="free some space for what the query spills.")
     return _damaged(files) or _query_error(error)
 
-# %% ../../nbs/tables/duckdb.ipynb #52f89af9
+# %% ../../nbs/tables/duckdb.ipynb #59ed0d04
 def _hash_columns(*columns: pa.Array) -> pa.Array:
     "What DuckDB calls with the columns of a key."
     return row_hash(columns)
@@ -112,7 +123,7 @@ def _with_hash(connection: duckdb.DuckDBPyConnection) -> None:
     "Make `row_hash(...)` known to a connection."
     connection.create_function(ROW_HASH, _hash_columns, None, "BIGINT", type="arrow", null_handling="special")
 
-# %% ../../nbs/tables/duckdb.ipynb #263c3b3a
+# %% ../../nbs/tables/duckdb.ipynb #bb10aefc
 def _connect(memory: str, cores: int, spill: str) -> ibis.BaseBackend:
     "A database in memory. Raises `SettingsError` for a limit that DuckDB does not understand."
     settings = {"memory_limit": memory, "threads": cores, "temp_directory": spill}
@@ -129,7 +140,7 @@ def _connect(memory: str, cores: int, spill: str) -> ibis.BaseBackend:
     _with_hash(backend.con)
     return backend
 
-# %% ../../nbs/tables/duckdb.ipynb #00249aad
+# %% ../../nbs/tables/duckdb.ipynb #e76aa214
 class DuckDBEngine:
     "An engine in this process."
 
@@ -150,12 +161,12 @@ class DuckDBEngine:
         self._files: dict[str, None] = {}  # an ordered set of all that were opened
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _told(self, tables: Sequence[str] = ()) -> Iterator[None]:
         "Errors of the engine in slml's words."
         try:
             yield
         except (duckdb.Error, IbisError, SqlglotError) as error:
-            raise _meaning(error, self._files) from error
+            raise _meaning(error, self._files, tables) from error
 
     def _reach(self, files: Iterable[str]) -> None:
         "Let DuckDB read files that are not on this machine."
@@ -221,9 +232,12 @@ class DuckDBEngine:
             )
         types = tuple(expr[name].type() for name in columns)
 
-        @ibis.udf.scalar.builtin(name=ROW_HASH, signature=(types, "int64"))
-        def hashing(*values): ...
+        def hashing(): ...
 
+        hashing.__signature__ = inspect.Signature(  # Ibis counts the parameters: as many as there are columns
+            [inspect.Parameter(f"column_{n}", inspect.Parameter.POSITIONAL_ONLY) for n in range(len(types))]
+        )
+        hashing = ibis.udf.scalar.builtin(name=ROW_HASH, signature=(types, "int64"))(hashing)
         return expr.mutate(**{ROW_HASH: hashing(*(expr[name] for name in columns))})
 
     def sql(
@@ -232,7 +246,9 @@ class DuckDBEngine:
         tables: Mapping[str, Snapshot],  # name in the query -> snapshot
     ) -> ibis.Table:
         "The result of a query as an expression. Raises `TableError`."
-        with self._told():  # names hold for this query alone: a view of that name would change earlier expressions
+        with self._told(
+            [*tables]
+        ):  # names hold for this query alone: a view of that name would change earlier expressions
             named = [f'"{name}" AS ({self._backend.compile(self.table(s))})' for name, s in tables.items()]
             return self._backend.sql(
                 f"{'WITH ' * bool(named)}{', '.join(named)} FROM (\n{query.strip().rstrip(';')}\n)"

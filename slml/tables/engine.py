@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ENGINES', 'Engine', 'open_engine']
 
-# %% ../../nbs/tables/engine.ipynb #b457abe8
-from collections.abc import Mapping, Sequence
+# %% ../../nbs/tables/engine.ipynb #e19644c2
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
 from types import TracebackType
@@ -19,7 +19,7 @@ from ..errors import SettingsError, closest
 from .catalog import Snapshot
 from ..workspace import Workspace
 
-# %% ../../nbs/tables/engine.ipynb #486e2ed6
+# %% ../../nbs/tables/engine.ipynb #1d6c1b4e
 class Engine(Protocol):
     "What runs queries over snapshots."
 
@@ -32,21 +32,24 @@ class Engine(Protocol):
         "The rows as an expression; nothing is read yet. Raises `TableError` for a file that is missing or damaged."
         ...
 
-    def read(self, expr: ibis.Table) -> pa.Table:
-        "The result as a whole. Raises `TableError`."
+    def read(
+        self,
+        expr: ibis.Table,  # over tables of this engine
+    ) -> pa.Table:
+        "The result as a whole, in its order. Raises `TableError`."
         ...
 
     def batches(
         self,
-        expr: ibis.Table,
+        expr: ibis.Table,  # over tables of this engine
         rows: int = 131_072,  # of a batch, at most
     ) -> pa.RecordBatchReader:
-        "The result piece by piece, in its order; it may be larger than memory, and others may be read meanwhile."
+        "The result piece by piece, in its order. It may exceed the memory; others may be read meanwhile. `TableError`."
         ...
 
     def hashed(
         self,
-        expr: ibis.Table,
+        expr: ibis.Table,  # over tables of this engine
         columns: Sequence[str],  # of the key, in order
     ) -> ibis.Table:
         "The rows with their `row_hash`, int64. Raises `TableError` for a column that is not there."
@@ -54,7 +57,7 @@ class Engine(Protocol):
 
     def sql(
         self,
-        query: str,  # one SELECT
+        query: str,  # one SELECT, in the engine's dialect
         tables: Mapping[str, Snapshot],  # name in the query -> snapshot
     ) -> ibis.Table:
         "The result of a query as an expression. Raises `TableError`."
@@ -70,17 +73,17 @@ class Engine(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-# %% ../../nbs/tables/engine.ipynb #e203e361
+# %% ../../nbs/tables/engine.ipynb #73534d00
 def _duckdb(workspace: Workspace) -> Engine:
     from slml.tables.duckdb import DuckDBEngine
 
     place = gettempdir() if "://" in workspace.root else workspace.root
-    return DuckDBEngine(workspace.memory, workspace.cores, Path(place) / "scratch")
+    return DuckDBEngine(workspace.memory, workspace.cores, Path(place, "scratch"))
 
 
-ENGINES = {"duckdb": _duckdb}
+ENGINES: dict[str, Callable[[Workspace], Engine]] = {"duckdb": _duckdb}
 
-# %% ../../nbs/tables/engine.ipynb #c6f3c7ff
+# %% ../../nbs/tables/engine.ipynb #b69bab59
 def open_engine(
     workspace: Workspace,  # its `engine` names one of ENGINES
 ) -> Engine:
