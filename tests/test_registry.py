@@ -1,0 +1,281 @@
+"""A bundle answers as its model does, shows when it was touched, and is admitted only when it is good enough."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from slml.contract import Category, Column, Contract, Distance, Numeric, TimeParts
+from slml.errors import RegistryError, TrainingError
+from slml.features.encoder import Encoder
+from slml.models.model import Model, build
+from slml.registry.bundle import FILES, MANIFEST, Bundle, Lineage
+from slml.registry.export import check_parity, export
+from slml.registry.versions import load, promote, register, resolve, versions
+from slml.workspace import Workspace
+
+LINEAGE = Lineage(snapshots={"train": "trips@5132"}, runs={"train": "a41f"}, seed=0)
+TYPES = {"start": "timestamp", "fleet": "text", "zone": "int", "people": "int", "paid": "text", "stars": "int"}
+PLACES = ("lat", "lon", "to_lat", "to_lon")
+BASELINES = {"constant": {"rmse": 3.0}}
+
+
+def trips(rows: int = 2000) -> pa.Table:
+    """Trips with holes in every column that a model reads, and a target for each task."""
+    random = np.random.default_rng(0)
+
+    def holes(values: np.ndarray) -> pa.Array:
+        return pa.array(values, mask=random.random(rows) < 0.1)
+
+    start = np.datetime64("2023-01-01", "us") + random.integers(0, 365 * 86_400, rows).astype("timedelta64[s]")
+    places = {name: holes(random.normal(-77 if "lon" in name else 39, 0.03, rows)) for name in PLACES}
+    return pa.table(
+        {
+            "start": holes(start),
+            "fleet": holes(random.choice(["yellow", "blue", "add"], rows)),
+            "zone": holes(random.integers(0, 60, rows)),
+            "people": holes(random.integers(1, 6, rows)),
+            "miles": holes(random.gamma(2, 2, rows)),
+            **places,
+            "fare": random.gamma(2, 5, rows),
+            "paid": random.choice(["card", "cash"], rows),
+            "stars": random.integers(1, 4, rows),
+        }
+    )
+
+
+def contract_for(table: pa.Table, target: str, task: str) -> Contract:
+    return Contract(
+        name="trips",
+        columns=[Column(name=name, type=TYPES.get(name, "float")) for name in table.column_names],
+        target=target,
+        task=task,
+        features=[
+            Numeric(column="miles"),
+            Numeric(column="people"),
+            TimeParts(column="start"),
+            Category(column="fleet"),
+            Category(column="zone", max_categories=40),
+            Distance(**dict(zip(("latitude", "longitude", "to_latitude", "to_longitude"), PLACES, strict=True))),
+        ],
+    )
+
+
+def shaken(contract: Contract, encoder: Encoder, table: pa.Table) -> Model:
+    """A model with weights that matter: parity depends on the graph and not on what was learned."""
+    model = build(contract, encoder, encoder(table), width=32, depth=2, bins=8, seed=1)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    return trips()
+
+
+@pytest.fixture(scope="module")
+def contract(table: pa.Table) -> Contract:
+    return contract_for(table, "fare", "regression")
+
+
+@pytest.fixture(scope="module")
+def encoder(table: pa.Table, contract: Contract) -> Encoder:
+    return Encoder.fit(table, contract)
+
+
+@pytest.fixture(scope="module")
+def model(table: pa.Table, contract: Contract, encoder: Encoder) -> Model:
+    return shaken(contract, encoder, table)
+
+
+@pytest.fixture(scope="module")
+def bundle(table, contract, encoder, model, tmp_path_factory) -> Bundle:
+    folder = str(tmp_path_factory.mktemp("registry") / "bundle")
+    return export(model, encoder, contract, table, folder, lineage=LINEAGE, metrics={"test": {"rmse": 2.0}})
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    """The bundle once more, to do harm to."""
+    return Path(shutil.copytree(bundle.uri, tmp_path / "copy"))
+
+
+def another(bundle: Bundle, folder: Path, number: int) -> Bundle:
+    """The same model with other metrics: another bundle."""
+    from slml.registry.bundle import read_files, write
+
+    return write(str(folder), {**read_files(bundle.uri), "metrics.json": json.dumps({"number": number}).encode()})
+
+
+# What a bundle predicts
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 1000])
+def test_a_bundle_answers_as_its_model_for_any_number_of_rows(rows, bundle, model, encoder, table):
+    assert check_parity(bundle, model, encoder, table[:rows]) <= 1e-5
+
+
+def test_the_parity_sample_holds_odd_rows(bundle):
+    rows = bundle.parity
+    assert all(rows[name].null_count for name in rows.column_names[:-1])
+    assert not set(rows["fleet"].to_pylist()) <= {"yellow", "blue", "add", None}
+    assert bundle.check() <= 1e-5
+
+
+def test_a_classifier_gives_probabilities(table, tmp_path):
+    contract = contract_for(table, "stars", "multiclass")
+    encoder = Encoder.fit(table, contract)
+    model = shaken(contract, encoder, table)
+    bundle = export(model, encoder, contract, table, str(tmp_path / "b"), lineage=LINEAGE, metrics={})
+    predicted = bundle.predict(table)
+    assert predicted.shape == (2000, 3)
+    assert np.allclose(predicted.sum(axis=1), 1, atol=1e-5)
+    assert check_parity(bundle, model, encoder, table) <= 1e-5
+
+
+def test_rows_may_come_from_pandas_without_the_target_and_in_any_order(bundle, table):
+    frame = table.drop_columns(["fare"]).to_pandas()
+    frame = frame[sorted(frame.columns)]
+    assert np.array_equal(bundle.predict(frame), bundle.predict(table))
+    with pytest.raises(TrainingError, match="miles"):
+        bundle.predict(frame.drop(columns="miles"))
+
+
+def test_a_service_needs_neither_torch_nor_mlflow(bundle):
+    code = f"""
+import sys
+from slml.registry.bundle import Bundle
+print(Bundle.load({bundle.uri!r}).check())
+assert not {{"torch", "mlflow", "onnxscript"}} & set(sys.modules), "too much was imported"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 1e-5
+
+
+def test_real_trips_with_their_nulls_and_outliers(shared_data, tmp_path):
+    rows = pq.read_table(next((shared_data / "nyc_green").glob("*2023-01*.parquet")))[-6000:]
+    contract = Contract(
+        name="green",
+        columns=[Column(name="fare_amount", type="float")]
+        + [Column(name=name, type="float") for name in ("trip_distance", "passenger_count")]
+        + [Column(name=name, type="timestamp") for name in ("lpep_pickup_datetime",)]
+        + [Column(name=name, type="int") for name in ("PULocationID", "DOLocationID")],
+        target="fare_amount",
+        task="regression",
+        features=[
+            Numeric(column="trip_distance"),
+            Numeric(column="passenger_count"),
+            TimeParts(column="lpep_pickup_datetime"),
+            Category(column="PULocationID"),
+            Category(column="DOLocationID"),
+        ],
+    )
+    encoder = Encoder.fit(rows, contract)
+    model = shaken(contract, encoder, rows)
+    bundle = export(model, encoder, contract, rows, str(tmp_path / "b"), lineage=LINEAGE, metrics={})
+    assert rows["passenger_count"].null_count > 0
+    assert check_parity(bundle, model, encoder, rows) <= 1e-5
+
+
+# What is stored
+
+
+def test_a_bundle_is_seven_files_and_none_is_a_pickle(bundle):
+    files = {path.name: path.read_bytes() for path in Path(bundle.uri).iterdir()}
+    assert set(files) == {*FILES, MANIFEST}
+    assert not any(data.startswith((b"\x80\x04", b"\x80\x05", b"PK")) for data in files.values())
+    assert all(json.loads(data) for name, data in files.items() if name.endswith(".json"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_was_touched_is_named(name, copy):
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(RegistryError, match=f"{name} of the bundle .* was changed"):
+        Bundle.load(str(copy))
+
+
+def test_a_bundle_without_its_manifest_is_none_and_can_be_written_again(bundle, copy):
+    (copy / MANIFEST).unlink()  # as after a kill: it is written last
+    with pytest.raises(RegistryError, match="no whole bundle"):
+        Bundle.load(str(copy))
+    assert another(bundle, copy, 1).uri == str(copy)
+
+
+def test_an_export_that_is_refused_leaves_nothing(table, contract, encoder, tmp_path):
+    class Wrong(torch.nn.Module):
+        def forward(self, inputs):
+            hours = torch.div(inputs["start"], 3600, rounding_mode="floor")  # becomes 32-bit floats in ONNX
+            return torch.remainder(hours, 24).float()
+
+    with pytest.raises(RegistryError, match=r"differs from the trained one in \d+ of \d+ rows[\s\S]*'start'"):
+        export(Wrong(), encoder, contract, table, str(tmp_path / "b"), lineage=LINEAGE, metrics={})
+    assert not (tmp_path / "b").exists()
+
+
+# Who is admitted
+
+
+def test_the_first_serves_the_better_waits_and_the_worse_is_told_by_how_much(bundle, tmp_path, workspace):
+    second, third = (another(bundle, tmp_path / str(n), n) for n in (2, 3))
+    assert register(bundle, "taxi", workspace, metrics={"rmse": 2.0}, baselines=BASELINES).aliases == ("champion",)
+    assert register(second, "taxi", workspace, metrics={"rmse": 1.5}, baselines=BASELINES).aliases == ("challenger",)
+    with pytest.raises(RegistryError, match=r"20\.0% above that of the champion taxi@1"):
+        register(third, "taxi", workspace, metrics={"rmse": 2.4}, baselines=BASELINES)
+    wide = register(third, "taxi", workspace, metrics={"rmse": 2.4}, baselines=BASELINES, margin=0.25)
+    assert (wide.number, wide.aliases) == (3, ("challenger",))
+    assert resolve("taxi@champion", workspace) == bundle.uri
+
+
+def test_a_model_that_is_no_better_than_a_constant_is_refused(bundle, workspace):
+    with pytest.raises(RegistryError, match=r"10\.0% above that of a constant"):
+        register(bundle, "taxi", workspace, metrics={"rmse": 3.3}, baselines=BASELINES)
+    assert versions("taxi", workspace) == []
+
+
+def test_a_bundle_of_unknown_origin_is_refused(bundle, tmp_path, workspace):
+    from slml.registry.bundle import read_files, write
+
+    nameless = Lineage(snapshots={"train": "trips"}, runs={}).model_dump_json().encode()
+    lost = write(str(tmp_path / "b"), {**read_files(bundle.uri), "lineage.json": nameless})
+    with pytest.raises(RegistryError, match="runs, seed, the id of the snapshot 'trips'"):
+        register(lost, "taxi", workspace, metrics={"rmse": 2.0}, baselines=BASELINES)
+
+
+def test_a_promotion_can_be_taken_back(bundle, tmp_path, workspace):
+    register(bundle, "taxi", workspace, metrics={"rmse": 2.0}, baselines=BASELINES)
+    second = another(bundle, tmp_path / "2", 2)
+    new = register(second, "taxi", workspace, metrics={"rmse": 1.9}, baselines=BASELINES, promote=True)
+    assert new.aliases == ("champion",)
+    assert load("taxi@champion", workspace).hash == second.hash
+    promote("taxi@1", workspace)
+    assert load("taxi@champion", workspace).hash == bundle.hash
+
+
+def test_two_registrations_at_once_leave_one_champion(bundle, tmp_path, workspace):
+    code = """
+import sys
+from slml.registry.bundle import Bundle
+from slml.registry.versions import register
+from slml.workspace import Workspace
+workspace = Workspace(root=sys.argv[1], project="test")
+register(Bundle.load(sys.argv[2]), "taxi", workspace, metrics={"rmse": 2.0}, baselines={"constant": {"rmse": 3.0}})
+"""
+    places = [another(bundle, tmp_path / str(n), n).uri for n in (1, 2)]
+    command = [sys.executable, "-c", code, workspace.root]
+    both = [subprocess.Popen([*command, place], stderr=subprocess.PIPE, text=True) for place in places]
+    assert [(process.communicate(timeout=90)[1], process.returncode)[1] for process in both] == [0, 0]
+    found = versions("taxi", Workspace(root=workspace.root, project="test"))
+    assert [(v.number, v.aliases) for v in found] == [(1, ("champion",)), (2, ("challenger",))]
