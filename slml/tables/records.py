@@ -39,6 +39,7 @@ class Records:
     rest: bytes = b""  # the unfinished end, to be put before the next block
     next_line: int = 1  # the line on which `rest` begins
     blank: int = 0  # blank lines, which are no records
+    padded: bool = True  # whether blanks may stand around values
 
     def raw(self, row: int) -> str:
         "The text of a record as it stands in the file."
@@ -82,7 +83,7 @@ def split(
     if not len(outside) or outside[-1] != ends[-1]:  # the last record goes on in the next block
         if last or len(block) - (outside[-1] if len(outside) else 0) > LONGEST:
             return _one_by_one(block, line, dialect, last)
-    return _sweep(block, a, ends, outside, _outside(np.flatnonzero(a == delimiter), quotes), line, dialect)
+    return _sweep(block, a, ends, outside, _outside(np.flatnonzero(a == delimiter), quotes), quotes, line, dialect)
 
 
 def _is_utf8(block: bytes) -> bool:
@@ -97,7 +98,14 @@ LONGEST = 1 << 20  # bytes of the longest record
 
 
 def _sweep(
-    block: bytes, a: np.ndarray, ends: np.ndarray, outside: np.ndarray, delimiters: np.ndarray, line: int, dialect: Dialect
+    block: bytes,
+    a: np.ndarray,  # the bytes of the block
+    ends: np.ndarray,  # where lines end
+    outside: np.ndarray,  # where records end
+    delimiters: np.ndarray,  # where fields end
+    quotes: np.ndarray,
+    line: int,
+    dialect: Dialect,
 ) -> Records:
     "Count the delimiters of each record; only for blocks whose quotes are well placed."
     width = len(dialect.columns)
@@ -117,11 +125,20 @@ def _sweep(
         rest=block[cut:],
         next_line=line + int(np.searchsorted(ends, cut)),
         blank=int(blank.sum()),
+        padded=_padded(a, (starts - 1, outside, delimiters, quotes), dialect),
     )
     for i in np.flatnonzero(~good & ~blank):
         raw = block[starts[i] : outside[i]].decode("utf-8", "replace").rstrip("\r")
         result.rejected.append(Reject(int(lines[i]), raw, _width(int(counts[i]), width)))
     return result
+
+
+def _padded(a: np.ndarray, edges: tuple[np.ndarray, ...], dialect: Dialect) -> bool:
+    "Whether a blank or a tab stands beside an edge of a field."
+    blanks = [ord(c) for c in " \t" if c != dialect.delimiter]
+    last = len(a) - 1
+    sides = (a[np.clip(edge + side, 0, last)] for edge in edges for side in (-1, 1))
+    return any((values == blank).any() for values in sides for blank in blanks)
 
 
 def _runs(starts: np.ndarray, ends: np.ndarray, good: np.ndarray) -> list[tuple[int, int]]:

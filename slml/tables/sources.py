@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'ENDLESS', 'ABOVE', 'File', 'members', 'broken', 'opened', 'Chunk', 'Source', 'TextFile', 'JsonFile',
-           'ParquetFile', 'open_source']
+           'ParquetFile', 'natural', 'open_source']
 
 # %% ../../nbs/tables/sources.ipynb #28e32f18
 import gzip
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,7 @@ def members(
     return [File(uri, name) for name in names]
 
 # %% ../../nbs/tables/sources.ipynb #43c3a0af
-BROKEN = (OSError, EOFError, zlib.error, zipfile.BadZipFile, pa.ArrowException, NotImplementedError, RuntimeError)
+BROKEN = (OSError, EOFError, UnicodeDecodeError, OverflowError, zlib.error, duckdb.Error, zipfile.BadZipFile, pa.ArrowException, NotImplementedError, RuntimeError)
 
 
 @contextmanager
@@ -198,7 +199,7 @@ def _chunk(records: Records, dialect: Dialect, columns: Sequence[str], name: str
     )  # fmt: skip
     if len(rows) != len(records.lines):
         raise IngestError(f"{name} is read in two ways.", came=f"{len(records.lines)} records, {len(rows)} rows parsed")
-    rows, trimmed = _trim(rows.combine_chunks(), records.data, dialect)
+    rows, trimmed = _trim(rows.combine_chunks()) if records.padded else (rows.combine_chunks(), frozenset())
     return Chunk(rows, records.lines, records.raw, records.rejected, records.blank, trimmed)
 
 
@@ -207,14 +208,11 @@ def _block_size(records: Records) -> int:
     return max(1 << 20, 2 * int(records.sizes.max()))
 
 
-def _trim(rows: pa.Table, data: bytes, dialect: Dialect) -> tuple[pa.Table, frozenset[str]]:
-    "The rows without blanks around their values, where there are any."
-    d, q = dialect.delimiter.encode(), dialect.quote.encode()
-    if not any(blank in data for blank in (d + b" ", b" " + d, b" \n", b"\n ", b" \r", q + b" ", b" " + q, b"\t")) and data[:1] != b" ":
-        return rows, frozenset()
+def _trim(rows: pa.Table) -> tuple[pa.Table, frozenset[str]]:
+    "The rows without blanks around their values, and the columns that had some."
     trimmed = set()
     for place, name in enumerate(rows.column_names):
-        bare = pc.utf8_trim_whitespace(rows[name])
+        bare = pc.utf8_trim(rows[name], " \t")
         if pc.any(pc.not_equal(bare, rows[name])).as_py():
             trimmed.add(name)
             rows = rows.set_column(place, name, pc.if_else(pc.equal(bare, ""), None, bare))
@@ -310,8 +308,8 @@ class ParquetFile:
 
     file: File
     columns: tuple[str, ...]
-    types: dict[str, ColumnType]
-    rows: int
+    types: dict[str, ColumnType | None]  # None: nothing but nulls
+    no_text: frozenset[str] = frozenset()  # columns of bytes that are kept as hexadecimal
     notes: tuple[str, ...] = ()
 
     def chunks(
@@ -325,16 +323,26 @@ class ParquetFile:
             parquet = pq.ParquetFile(stream)
             for batch in parquet.iter_batches(1 << 17, columns=list(columns)):
                 table = pa.Table.from_batches([batch])
-                rows = pa.table({c: _plainly(table[c], self.types[c] or ColumnType()) for c in columns})
+                rows = pa.table({c: self._plain(c, table[c].combine_chunks()) for c in columns})
                 yield Chunk(rows, np.arange(row, row + len(table)), _as_json(table), [])
                 row += len(table)
+
+    def _plain(self, column: str, array: pa.Array) -> pa.Array:
+        "A column in one of the six types."
+        array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+        type = self.types[column] or ColumnType()
+        if pa.types.is_nested(array.type):
+            return _nested(array)
+        if type.name == "text" and _is_binary(array.type):
+            return _binary(array, column in self.no_text)
+        return array.cast(type.arrow, safe=type.name == "int")
 
 
 def _as_json(table: pa.Table) -> Callable[[int], str]:
     return lambda row: json.dumps(table.slice(row, 1).to_pylist()[0], default=str, ensure_ascii=False)
 
 # %% ../../nbs/tables/sources.ipynb #8cf72c7e
-def _natural(type: pa.DataType) -> ColumnType | None:
+def natural(type: pa.DataType) -> ColumnType | None:
     "The one of the six types that holds an Arrow type; none for a column of nulls, which fits any."
     t = pa.types
     type = type.value_type if t.is_dictionary(type) else type
@@ -344,44 +352,82 @@ def _natural(type: pa.DataType) -> ColumnType | None:
     return ColumnType(next((name for name, fits in kinds.items() if fits(type)), "text"))
 
 
-def _plainly(column: pa.ChunkedArray, type: ColumnType) -> pa.Array:
-    "A column in one of the six types."
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-    t = array.type
-    if pa.types.is_nested(t):
-        return pa.array([None if v is None else json.dumps(v, default=str, ensure_ascii=False) for v in array.to_pylist()], pa.string())
-    if type.name == "text" and (pa.types.is_binary(t) or pa.types.is_large_binary(t) or pa.types.is_fixed_size_binary(t)):
-        return _binary(array)
-    return array.cast(type.arrow, safe=type.name == "int")
+def _nested(array: pa.Array) -> pa.Array:
+    "Lists, structs and maps as JSON."
+    given = pa.table({"value": array})  # noqa: F841 - DuckDB finds it by its name
+    with duckdb.connect() as connection:
+        text = connection.sql("SELECT to_json(value)::VARCHAR AS value FROM given").to_arrow_table()
+    return text["value"].combine_chunks()
 
 
-def _binary(array: pa.Array) -> pa.Array:
-    "Bytes as text: UTF-8 where they all are, else hexadecimal."
-    try:
-        return array.cast(pa.binary()).cast(pa.string())
-    except pa.ArrowInvalid:
+def _binary(array: pa.Array, hexadecimal: bool) -> pa.Array:
+    "Bytes as text."
+    if hexadecimal:
         return pa.array([None if v is None else v.hex() for v in array.to_pylist()], pa.string())
+    return array.cast(pa.binary()).cast(pa.string())
+
+
+def _is_binary(type: pa.DataType) -> bool:
+    return pa.types.is_binary(type) or pa.types.is_large_binary(type) or pa.types.is_fixed_size_binary(type)
 
 # %% ../../nbs/tables/sources.ipynb #9c32a6e1
+def _no_text(parquet: pq.ParquetFile) -> frozenset[str]:
+    "The columns of bytes that are not UTF-8 throughout."
+    columns = [f.name for f in parquet.schema_arrow if _is_binary(f.type)]
+    found = set()
+    for batch in parquet.iter_batches(1 << 17, columns=columns) if columns else ():
+        for name in columns:
+            try:
+                _binary(batch[name], False)
+            except pa.ArrowInvalid:
+                found.add(name)
+    return frozenset(found)
+
+
+def _parquet_notes(schema: pa.Schema, no_text: frozenset[str]) -> Iterator[str]:
+    for column in schema:
+        if pa.types.is_timestamp(column.type) and column.type.tz:
+            yield f"{column.name}: times are kept in UTC, without a zone."
+        if pa.types.is_decimal(column.type):
+            yield f"{column.name}: decimals are kept as float."
+        if pa.types.is_nested(column.type):
+            yield f"{column.name}: nested values are kept as JSON."
+        if column.name in no_text:
+            yield f"{column.name}: bytes that are no text are kept as hexadecimal digits."
+
+# %% ../../nbs/tables/sources.ipynb #23231756
 def _parquet_file(file: File) -> ParquetFile:
     with opened(file) as stream:
         parquet = pq.ParquetFile(stream)
-        schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-    types = {f.name: _natural(f.type) for f in schema}
-    return ParquetFile(file, tuple(schema.names), types, rows)
+        schema, no_text = parquet.schema_arrow, _no_text(parquet)
+    if len(set(schema.names)) < len(schema.names):
+        raise IngestError(f"{file.name} names a column twice.", came=", ".join(schema.names))
+    types = {f.name: natural(f.type) for f in schema}
+    return ParquetFile(file, tuple(schema.names), types, no_text, tuple(_parquet_notes(schema, no_text)))
 
-
+# %% ../../nbs/tables/sources.ipynb #c9d6a2ee
 def open_source(
     file: File,
     columns: Sequence[str] | None = None,  # names, where a text file has no header
 ) -> Source:
     "Look into a file. Raises `IngestError` for one that is empty or damaged."
     with opened(file) as stream:
-        if not stream.read(1):
-            raise IngestError(f"{file.name} is empty.", expected="a header and at least one row", todo="leave it out or replace it.")
-    if file.kind == "text":
+        head = stream.read(1000)
+    kind = _kind(file, head)
+    if kind == "text":
         return _text_file(file, columns)
     if columns is not None:
         raise UsageError(f"{file.name} names its columns itself.", todo="leave columns= out.")
-    return _json_file(file) if file.kind == "json" else _parquet_file(file)
+    return _json_file(file) if kind == "json" else _parquet_file(file)
+
+
+def _kind(file: File, head: bytes) -> str:
+    "text, json or parquet."
+    if not head:
+        raise IngestError(f"{file.name} is empty.", expected="a header and at least one row", todo="leave it out or replace it.")
+    for start, ending in ((b"\x1f\x8b", ".gz"), (b"PK\x03\x04", ".zip")):
+        if head.startswith(start):
+            raise IngestError(f"{file.name} is packed.", todo=f"give it the ending {ending}, or unpack it.")
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    return "json" if file.kind == "text" and re.match(rb'\s*\{\s*"[^"\n]*"\s*:', head) else file.kind

@@ -7,7 +7,9 @@ __all__ = ['ARROW', 'TIMES', 'ZONED', 'FAMILIES', 'SHAPES', 'INT', 'FLOAT', 'BOT
            'Misses', 'Finder', 'found']
 
 # %% ../../nbs/tables/types.ipynb #77152160
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 
 import duckdb
 import pyarrow as pa
@@ -109,9 +111,12 @@ def _bools(values: pa.Array) -> pa.Array:
     return pc.if_else(fits, pc.equal(lower, "true"), pa.scalar(None, pa.bool_()))
 
 # %% ../../nbs/tables/types.ipynb #a9eb473d
-def _moments(values: pa.Array, formats: tuple[str, ...], connection: duckdb.DuckDBPyConnection) -> pa.Array:
+def _moments(values: pa.Array, formats: Sequence[str], connection: duckdb.DuckDBPyConnection) -> pa.Array:
     "Timestamps in UTC; null where no format fits or the year has fewer than four digits."
-    given = pa.table({"value": values})  # noqa: F841 - DuckDB finds it by its name
+    if not formats:
+        return pa.nulls(len(values), pa.timestamp("us"))
+    codes = values.dictionary_encode()  # the same day is written many times
+    given = pa.table({"value": codes.dictionary})  # noqa: F841 - DuckDB finds it by its name
     parts = []
     for zoned in (False, True):
         chosen = [f for f in formats if ("%z" in f or f.endswith(("UTC", "Z"))) == zoned]
@@ -120,7 +125,7 @@ def _moments(values: pa.Array, formats: tuple[str, ...], connection: duckdb.Duck
             parts.append(f"make_timestamp(epoch_us(try_strptime(value, [{listed}])))")  # UTC without DuckDB's icu
     best = f"coalesce({', '.join(parts)})"
     query = f"SELECT CASE WHEN {best} >= TIMESTAMP '1000-01-01' THEN {best} END AS value FROM given"
-    return connection.sql(query).to_arrow_table()["value"].combine_chunks()
+    return connection.sql(query).to_arrow_table()["value"].combine_chunks().take(codes.indices)
 
 # %% ../../nbs/tables/types.ipynb #a90544a4
 def connect() -> duckdb.DuckDBPyConnection:
@@ -143,11 +148,10 @@ def parse(
 # %% ../../nbs/tables/types.ipynb #5f29d7cc
 @dataclass
 class Misses:
-    "How many values did not parse as a candidate, the first of them, and the date formats that were met."
+    "How many values did not parse as a candidate, and the first of them."
 
     count: int = 0
     example: str = ""
-    formats: list[str] = field(default_factory=list)
 
     def add(self, values: pa.Array, missed: pa.Array) -> None:  # missed: (n,), bool
         some = values.filter(missed)
@@ -156,9 +160,9 @@ class Misses:
             self.example = some[0].as_py()
 
 # %% ../../nbs/tables/types.ipynb #5b72c459
-def _formats(values: pa.Array, family: list[str], connection: duckdb.DuckDBPyConnection) -> list[str]:
+def _formats(values: pa.Array, family: Sequence[str], connection: duckdb.DuckDBPyConnection) -> list[str]:
     "The formats of a family that these values need."
-    values = values.filter(pc.is_valid(_moments(values, tuple(family), connection))) if family else values.slice(0, 0)
+    values = values.filter(pc.is_valid(_moments(values, family, connection)))
     needed: list[str] = []
     while len(values):
         first = values.slice(0, 1)
@@ -166,17 +170,26 @@ def _formats(values: pa.Array, family: list[str], connection: duckdb.DuckDBPyCon
         values = values.filter(pc.is_null(_moments(values, (needed[-1],), connection)))
     return needed
 
+# %% ../../nbs/tables/types.ipynb #cf662d31
+BOTH = ("day first", "month first")
 
-def _dates(values: pa.Array, family: str, met: list[str], connection: duckdb.DuckDBPyConnection) -> pa.Array:
-    "Moments of one family; formats that are met for the first time are added to `met`."
-    parsed = _moments(values, tuple(met), connection) if met else pa.nulls(len(values), pa.timestamp("us"))
-    if not parsed.null_count:
-        return parsed
-    missed = values.filter(pc.is_null(parsed))
-    shaped = missed.filter(pc.match_substring_regex(missed, SHAPES[family]))
-    new = _formats(shaped, [f for f in FAMILIES[family] if f not in met], connection) if len(shaped) else []
-    met += new
-    return _moments(values, tuple(met), connection) if new else parsed
+
+def _swapped(format: str) -> str:
+    "The same format with day and month exchanged."
+    return format.replace("%d", "%D").replace("%m", "%d").replace("%D", "%m")
+
+
+def _dates(values: pa.Array, met: dict[str, list[str]], connection: duckdb.DuckDBPyConnection) -> dict[str, pa.Array]:
+    "Moments by family; formats that are met for the first time are added to `met`."
+    parsed = {family: _moments(values, met[family], connection) for family in met}
+    missed = values.filter(reduce(pc.and_, [pc.is_null(moments) for moments in parsed.values()]))
+    for family in met if len(missed) else ():
+        shaped = missed.filter(pc.match_substring_regex(missed, SHAPES[family]))
+        new = _formats(shaped, [f for f in FAMILIES[family] if f not in met[family]], connection) if len(shaped) else []
+        for other in BOTH if new and family in BOTH else (family,) * bool(new):
+            met[other] += new if other == family else [_swapped(f) for f in new]
+            parsed[other] = _moments(values, met[other], connection)
+    return parsed
 
 # %% ../../nbs/tables/types.ipynb #b3922b4f
 def _identifier(values: pa.Array) -> str:
@@ -188,9 +201,6 @@ def _identifier(values: pa.Array) -> str:
     return found[0].as_py() if len(found) else ""
 
 # %% ../../nbs/tables/types.ipynb #b67855f2
-BOTH = ("day first", "month first")
-
-
 class Finder:
     "Finds the type of one column from all of its values, seen block by block."
 
@@ -199,6 +209,7 @@ class Finder:
         self.values = self.neither = 0  # values that are not null; those that fit neither order of day and month
         self.identifier = ""
         self.alive = {candidate: Misses() for candidate in ("int", "float", "bool", *FAMILIES)}
+        self.formats: dict[str, list[str]] = {family: [] for family in FAMILIES}  # that were met
 
     def add(
         self,
@@ -222,17 +233,14 @@ class Finder:
         "For each candidate which values it misses; a number is no date, so what fits wholly ends the search."
         every = pa.repeat(pa.scalar(True), len(present))
         missed = dict.fromkeys(self.alive, every)
-        for candidate, misses in self.alive.items():
-            if candidate in FAMILIES:
-                parsed = _dates(present, candidate, misses.formats, self.connection)
-            else:
-                parsed = parse(present, ColumnType(candidate), self.connection)
-            missed[candidate] = pc.is_null(parsed, nan_is_null=False)
-            if not parsed.null_count and candidate != "day first":
-                if candidate == "int":
-                    missed |= {"float": missed["int"]}
-                break
-        return {candidate: missed[candidate] for candidate in self.alive}
+        for candidate in [c for c in self.alive if c not in FAMILIES]:
+            parsed = parse(present, ColumnType(candidate), self.connection)
+            missed[candidate] = pc.is_null(parsed)
+            if not parsed.null_count:
+                return missed | ({"float": missed["int"]} if candidate == "int" and "float" in missed else {})
+        met = {family: self.formats[family] for family in FAMILIES if family in self.alive}
+        parsed = _dates(present, met, self.connection) if met else {}
+        return missed | {family: pc.is_null(moments) for family, moments in parsed.items()}
 
     def _drop(self) -> None:
         "Forget the candidates that fit less than half of the values, and int where float fits more."
@@ -256,7 +264,7 @@ def found(
             f"looks like a number, but '{finder.identifier}' would change as one; kept as text. "
             f"Declare it {fits[0]} if it is a number."
         )
-    if set(BOTH) <= finder.alive.keys() and (set(BOTH) <= set(fits) or not fits):
+    if set(BOTH) <= set(fits) or (set(BOTH) <= finder.alive.keys() and not fits and _mixed(finder)):
         return ColumnType(), _orders(finder)
     if not fits:
         return ColumnType(), _nearly(finder)
@@ -266,7 +274,7 @@ def found(
 def _fitting(finder: Finder, candidate: str) -> tuple[ColumnType, str]:
     if candidate not in FAMILIES:
         return ColumnType(candidate), ""
-    formats = tuple(finder.alive[candidate].formats)
+    formats = tuple(finder.formats[candidate])
     name = "timestamp" if any("%H" in f or "%I" in f for f in formats) else "date"
     zoned = any("%z" in f or f.endswith(("UTC", "Z")) for f in formats)
     notes = ["times are kept in UTC, without a zone."] * zoned
@@ -275,10 +283,16 @@ def _fitting(finder: Finder, candidate: str) -> tuple[ColumnType, str]:
     return ColumnType(name, formats), " ".join(notes)
 
 
+def _mixed(finder: Finder) -> bool:
+    "Whether some values fit only day first and others only month first."
+    return all(finder.alive[order].count > finder.neither for order in BOTH)
+
+
 def _orders(finder: Finder) -> str:
     "The note of a date column that fits both orders, or neither throughout."
     day, month = (finder.alive[order] for order in BOTH)
-    declare = f"declare 'timestamp {month.formats[0]}' or 'timestamp {day.formats[0]}'"
+    types = [_fitting(finder, order)[0] for order in reversed(BOTH)]
+    declare = f"declare '{types[0]}' or '{types[1]}'"
     if not day.count and not month.count:
         return f"ambiguous date: all {finder.values:,} values fit day first and month first; kept as text, {declare}."
     return (
