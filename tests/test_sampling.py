@@ -1,5 +1,8 @@
 """Samples and splits follow from the rows and a seed, and from nothing else."""
 
+import functools
+import itertools
+import operator
 from datetime import date, datetime, timedelta
 
 import numpy as np
@@ -63,13 +66,17 @@ def test_parts_are_disjoint_complete_and_of_their_size(tables) -> None:
     snapshot = store("trips", trips())
     parts = split(snapshot, engine, SHARES, seed=3)
     found = {name: engine.read(part.filter(engine.table(snapshot))) for name, part in parts.parts.items()}
-    assert sorted(sum((rows["trip"].to_pylist() for rows in found.values()), [])) == sorted(trips()["trip"].to_pylist())
+    assert sorted(functools.reduce(operator.iadd, (rows["trip"].to_pylist() for rows in found.values()), [])) == sorted(
+        trips()["trip"].to_pylist()
+    )
     assert {name: rows.num_rows for name, rows in found.items()} == parts.rows
     assert parts.total == ROWS + 1
     for name, share in SHARES.items():
         assert parts.rows[name] / parts.total == pytest.approx(share, abs=0.04)
     cars = [set(rows["car"].to_pylist()) for rows in found.values()]
-    assert not cars[0] & cars[1] and not cars[0] & cars[2] and not cars[1] & cars[2]
+    assert not cars[0] & cars[1]
+    assert not cars[0] & cars[2]
+    assert not cars[1] & cars[2]
 
 
 def test_neither_the_order_of_rows_nor_the_files_matter(tables) -> None:
@@ -79,7 +86,8 @@ def test_neither_the_order_of_rows_nor_the_files_matter(tables) -> None:
     one, many = store("one", rows), store("many", mixed, ordered=False, pieces=7)
     assert len(many.files) == 7
     first, second = split(one, engine, SHARES, seed=5), split(many, engine, SHARES, seed=5)
-    assert first.parts == second.parts and first.rows == second.rows
+    assert first.parts == second.parts
+    assert first.rows == second.rows
     for name, part in first.parts.items():
         assert members(engine, part.filter(engine.table(one))) == members(engine, part.filter(engine.table(many))), name
     for count in (1, 17, 500):
@@ -116,7 +124,8 @@ def test_by_time_later_rows_are_tested_and_equal_times_stay_together(tables, tim
     snapshot = store("trips", trips())
     parts = split(snapshot, engine, SHARES, time=time)
     found = [engine.read(part.filter(engine.table(snapshot)))[time].to_pylist() for part in parts.parts.values()]
-    assert max(found[0]) < min(found[1]) and max(found[1]) < min(found[2])
+    assert max(found[0]) < min(found[1])
+    assert max(found[1]) < min(found[2])
     assert sum(map(len, found)) == parts.total == sum(parts.rows.values())
     for name, share in SHARES.items():
         assert parts.rows[name] / parts.total == pytest.approx(share, abs=0.02), "a day holds 1.7 % of the rows"
@@ -162,7 +171,9 @@ def test_the_engine_and_arrow_agree_about_every_part(tables) -> None:
         assert len(kept) == engine.read(table.aggregate(n=table.count(where=condition(part, table))))["n"][0].as_py()
         assert len(kept) == sum(mask(part, whole).to_pylist())
         sizes.append(len(kept))
-    assert sizes[0] == ROWS + 1 and sizes[2] == 0 and all(0 < size < ROWS for size in (*sizes[1:2], *sizes[3:]))
+    assert sizes[0] == ROWS + 1
+    assert sizes[2] == 0
+    assert all(0 < size < ROWS for size in (*sizes[1:2], *sizes[3:]))
 
 
 def test_a_sample_has_exactly_the_rows_and_grows_by_inclusion(tables) -> None:
@@ -171,7 +182,7 @@ def test_a_sample_has_exactly_the_rows_and_grows_by_inclusion(tables) -> None:
     sizes = [1, 10, 100, 1_000, ROWS + 1]
     drawn = [members(engine, sample(snapshot, engine, rows=size, seed=4)) for size in sizes]
     assert [len(rows) for rows in drawn] == sizes
-    for smaller, larger in zip(drawn[:-1], drawn[1:], strict=True):
+    for smaller, larger in itertools.pairwise(drawn):
         assert set(smaller) <= set(larger)
     assert len(members(engine, sample(snapshot, engine, share=1.0))) == ROWS + 1
     assert len(members(engine, sample(snapshot, engine, share=0.2))) == pytest.approx(0.2 * ROWS, rel=0.15)
@@ -185,7 +196,8 @@ def test_a_sample_of_a_part_stays_in_it(tables) -> None:
         inside = set(members(engine, part.filter(engine.table(snapshot))))
         for seed in (0, 9):
             drawn = members(engine, sample(snapshot, engine, rows=200, seed=seed, part=part))
-            assert len(drawn) == 200 and set(drawn) <= inside
+            assert len(drawn) == 200
+            assert set(drawn) <= inside
             assert set(members(engine, sample(snapshot, engine, share=0.5, seed=seed, part=part))) < inside
 
 
