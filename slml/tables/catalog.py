@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREFIX', 'TRIES', 'RACES', 'T', 'SETTINGS', 'ABANDONED', 'Snapshot', 'Table', 'Catalog']
 
-# %% ../../nbs/tables/catalog.ipynb #8d9883ae
+# %% ../../nbs/tables/catalog.ipynb #883f7dd7
 import html
 import random
 import re
@@ -44,7 +44,7 @@ from .files import GROUP_ROWS, DataFiles
 from .storable import check_fits, convert, storable
 from ..workspace import Workspace
 
-# %% ../../nbs/tables/catalog.ipynb #d37ab0fe
+# %% ../../nbs/tables/catalog.ipynb #9daded58
 @dataclass(frozen=True)
 class Snapshot:
     "One version of a table, which never changes."
@@ -72,7 +72,7 @@ class Snapshot:
         rows = "".join(f"<tr><th>{k}</th><td>{html.escape(str(v))}</td></tr>" for k, v in shown.items())
         return f"<table>{rows}</table>"
 
-# %% ../../nbs/tables/catalog.ipynb #99fe998b
+# %% ../../nbs/tables/catalog.ipynb #21cd0e2d
 def _data_files(snapshot: IcebergSnapshot | None, io: FileIO) -> list[DataFile]:
     "The data files of a version in the order written."
     entries = [e for manifest in snapshot.manifests(io) for e in manifest.fetch_manifest_entry(io)] if snapshot else []
@@ -85,7 +85,7 @@ def _all_files(snapshot: IcebergSnapshot, io: FileIO) -> set[str]:
     manifests = {manifest.manifest_path for manifest in snapshot.manifests(io)}
     return {file.file_path for file in _data_files(snapshot, io)} | manifests | {snapshot.manifest_list}
 
-# %% ../../nbs/tables/catalog.ipynb #fbb7353f
+# %% ../../nbs/tables/catalog.ipynb #4f5007e3
 PREFIX = "slml."  # of the properties that a writer notes, among those that Iceberg keeps
 
 
@@ -110,7 +110,7 @@ def _describe(table: str, loaded: IcebergTable, snapshot: IcebergSnapshot) -> Sn
         properties={k.removeprefix(PREFIX): v for k, v in noted.items()},
     )
 
-# %% ../../nbs/tables/catalog.ipynb #ddec0c3f
+# %% ../../nbs/tables/catalog.ipynb #dc698a98
 @contextmanager
 def _readable(table: str) -> Iterator[None]:
     "Trouble with the catalog or with the records of a table, as `TableError`."
@@ -129,7 +129,7 @@ def _readable(table: str) -> Iterator[None]:
             todo="restore its files, or drop the table and ingest its source again.",
         ) from error
 
-# %% ../../nbs/tables/catalog.ipynb #2a5d54c3
+# %% ../../nbs/tables/catalog.ipynb #fc4c6f16
 @dataclass(frozen=True)
 class _Place:
     "Where a table is, or would be."
@@ -166,8 +166,8 @@ def _names(catalog: IcebergCatalog, namespace: str) -> list[str]:
     with _readable("*"):
         return sorted(name for _, name in catalog.list_tables(namespace)) if catalog.namespace_exists(namespace) else []
 
-# %% ../../nbs/tables/catalog.ipynb #01acad91
-TRIES = 30  # of one commit, over about half a minute
+# %% ../../nbs/tables/catalog.ipynb #5380e954
+TRIES = 60  # of one commit, over about a quarter of a minute
 RACES = (CommitFailedException, TableAlreadyExistsError, ValidationException)
 T = TypeVar("T")
 
@@ -186,14 +186,14 @@ def _until_won(
         except TableError as error:
             if "locked" not in error.came:  # SQLite lets one process write at a time
                 raise
-        time.sleep(random.uniform(0, min(0.05 * 2**tries, 1.5)))
+        time.sleep(random.uniform(0, min(0.02 * 2**tries, 0.5)))
     raise TableError(
         f"The table '{table}' is being changed all the time.",
         came=f"{TRIES} commits of others in a row",
         todo="Nothing of this write is in the table: start it again.",
     )
 
-# %% ../../nbs/tables/catalog.ipynb #b25063ad
+# %% ../../nbs/tables/catalog.ipynb #508fd90f
 SETTINGS = {
     "write.parquet.compression-codec": "zstd",
     "write.parquet.row-group-limit": str(GROUP_ROWS),
@@ -210,7 +210,7 @@ def _created(place: _Place, schema: pa.Schema) -> Transaction:
         place.catalog.create_namespace_if_not_exists(place.namespace)
     return place.catalog.create_table_transaction(place.identifier, schema, properties=SETTINGS)
 
-# %% ../../nbs/tables/catalog.ipynb #769e3db4
+# %% ../../nbs/tables/catalog.ipynb #b4be7c5d
 def _begin(
     place: _Place,
     came: pa.Schema,  # of the new rows
@@ -232,7 +232,7 @@ def _begin(
                 change.add_column((field.name,), field.field_type)
     return transaction
 
-# %% ../../nbs/tables/catalog.ipynb #6f09ecc0
+# %% ../../nbs/tables/catalog.ipynb #4de789a3
 def _commit(place: _Place, files: DataFiles, came: pa.Schema, properties: dict[str, str], replace: bool) -> int:
     "Make the files part of the table: the id of the new version."
     transaction = _begin(place, came, replace)
@@ -252,7 +252,7 @@ def _commit(place: _Place, files: DataFiles, came: pa.Schema, properties: dict[s
     transaction.commit_transaction()
     return change.snapshot_id
 
-# %% ../../nbs/tables/catalog.ipynb #754ea521
+# %% ../../nbs/tables/catalog.ipynb #0d4b6dd4
 def _write(place: _Place, data: pa.Table | pa.RecordBatchReader, properties: dict[str, str], replace: bool) -> int:
     "Write rows and commit them: the id of the new version. Raises `TableError`, `StorageError`; then nothing changed."
     rows = data.to_reader() if isinstance(data, pa.Table) else data
@@ -276,7 +276,7 @@ def _listed(place: _Place) -> set[str]:
     with _readable(place.name):
         return {f.file_path for s in (found.snapshots() if found else []) for f in _data_files(s, found.io)}
 
-# %% ../../nbs/tables/catalog.ipynb #afbc5bf9
+# %% ../../nbs/tables/catalog.ipynb #4ed68da0
 ABANDONED = 24 * 3600  # seconds after which a file that no version lists belongs to nobody
 
 
@@ -303,7 +303,7 @@ def _abandoned(location: str) -> set[str]:
     old = time.time() - ABANDONED
     return {f"{location}/data/{f['name'].rsplit('/', 1)[-1]}" for f in found if f.get("mtime", time.time()) < old}
 
-# %% ../../nbs/tables/catalog.ipynb #99b932cc
+# %% ../../nbs/tables/catalog.ipynb #c858cd81
 def _rollback(place: _Place, id: int) -> None:
     "Make a version the current one again, with the columns that it had."
     loaded = place.load()
@@ -314,7 +314,7 @@ def _rollback(place: _Place, id: int) -> None:
         transaction._stage((SetCurrentSchemaUpdate(schema_id=schema),))
     transaction.commit_transaction()
 
-# %% ../../nbs/tables/catalog.ipynb #25f40deb
+# %% ../../nbs/tables/catalog.ipynb #6be2dbbf
 class Table:
     "A table by name, whether it exists already or not; the first write creates it."
 
@@ -391,7 +391,7 @@ def _no_snapshot(table: str, id: int | None, ids: list[int]) -> TableError:
         todo=closest(str(id), map(str, ids)) or "look at its history; an older snapshot may have expired.",
     )
 
-# %% ../../nbs/tables/catalog.ipynb #3998ef08
+# %% ../../nbs/tables/catalog.ipynb #696253cb
 def _open(workspace: Workspace) -> IcebergCatalog:
     "The catalog of a workspace. Raises `SettingsError`, `TableError` where it cannot be opened."
     if not workspace.catalog_uri:
@@ -406,7 +406,7 @@ def _open(workspace: Workspace) -> IcebergCatalog:
     files = {"py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO"} if remote else {}
     return load_catalog("slml", uri=uri, warehouse=workspace.uri("warehouse"), **files)
 
-# %% ../../nbs/tables/catalog.ipynb #22bde87c
+# %% ../../nbs/tables/catalog.ipynb #9a0bfc29
 class Catalog:
     "The tables of a workspace. Raises `StorageError` where its root cannot be written, `TableError`, `SettingsError`."
 

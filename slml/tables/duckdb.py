@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['QUERY_ERRORS', 'DuckDBEngine']
 
-# %% ../../nbs/tables/duckdb.ipynb #47b2ab6f
+# %% ../../nbs/tables/duckdb.ipynb #b111413c
+import hashlib
 import inspect
 import re
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -31,7 +31,7 @@ from ..errors import SettingsError, SlmlError, StorageError, TableError, closest
 from .catalog import Snapshot
 from .rowhash import ROW_HASH, row_hash
 
-# %% ../../nbs/tables/duckdb.ipynb #41150aa9
+# %% ../../nbs/tables/duckdb.ipynb #3ef09932
 def _literal(path: str) -> str:
     "A path as DuckDB takes it: a quoted string in which nothing is a pattern."
     return "'" + re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''") + "'"
@@ -41,7 +41,14 @@ def _parquet(files: Iterable[str]) -> str:
     "The rows of these files, in this order, as SQL."
     return f"read_parquet([{', '.join(map(_literal, files))}], hive_partitioning = false)"
 
-# %% ../../nbs/tables/duckdb.ipynb #3f63d728
+# %% ../../nbs/tables/duckdb.ipynb #a278b2a1
+def _view_name(source: Snapshot | Sequence[str]) -> str:
+    "The same name for the same rows."
+    if isinstance(source, Snapshot):
+        return f"{source.table}_{source.id}"
+    return f"files_{hashlib.sha256(repr(tuple(source)).encode()).hexdigest()[:16]}"
+
+# %% ../../nbs/tables/duckdb.ipynb #d8b091ec
 def _query_error(
     error: Exception,  # of DuckDB or Ibis
     tables: Sequence[str] = (),  # the names that the query could use
@@ -58,7 +65,7 @@ def _query_error(
     hints = [line for line in lines[1:] if re.match(r"Did you mean|Candidate .*: \S", line)]
     return TableError("The query cannot be answered.", came=problem or kind, todo=" ".join(hints))
 
-# %% ../../nbs/tables/duckdb.ipynb #8dfa904a
+# %% ../../nbs/tables/duckdb.ipynb #55c75a14
 def _fault(path: str) -> str:
     "What is wrong with a Parquet file; nothing if it can be read to its end."
     try:
@@ -82,16 +89,8 @@ def _damaged(files: Iterable[str]) -> TableError | None:
             )
     return None
 
-# %% ../../nbs/tables/duckdb.ipynb #0a23a05b
-QUERY_ERRORS = (
-    duckdb.BinderException,
-    duckdb.CatalogException,
-    duckdb.ConversionException,
-    duckdb.OutOfRangeException,
-    duckdb.ParserException,
-    IbisError,
-    SqlglotError,
-)
+# %% ../../nbs/tables/duckdb.ipynb #9410a58e
+QUERY_ERRORS = ("Binder", "Catalog", "Conversion", "Out of Range", "Parser", "Syntax")
 
 
 def _meaning(
@@ -101,9 +100,10 @@ def _meaning(
 ) -> SlmlError:
     "An error of the engine in slml's words."
     first = str(error).strip().splitlines()[0]
-    if isinstance(error, QUERY_ERRORS):
+    kind, _, _ = first.partition(" Error: ")  # its type is no help: in a stream, Arrow makes all of them OSErrors
+    if kind in QUERY_ERRORS or isinstance(error, IbisError | SqlglotError):
         return _query_error(error, tables)
-    if isinstance(error, duckdb.OutOfMemoryException):
+    if kind == "Out of Memory":
         return TableError(
             "The query needs more memory than it may have.",
             came=first,
@@ -113,7 +113,7 @@ def _meaning(
         return StorageError("The disk is full.", came=first, todo="free some space for what the query spills.")
     return _damaged(files) or _query_error(error)
 
-# %% ../../nbs/tables/duckdb.ipynb #59ed0d04
+# %% ../../nbs/tables/duckdb.ipynb #da7bb42b
 def _hash_columns(*columns: pa.Array) -> pa.Array:
     "What DuckDB calls with the columns of a key."
     return row_hash(columns)
@@ -123,7 +123,17 @@ def _with_hash(connection: duckdb.DuckDBPyConnection) -> None:
     "Make `row_hash(...)` known to a connection."
     connection.create_function(ROW_HASH, _hash_columns, None, "BIGINT", type="arrow", null_handling="special")
 
-# %% ../../nbs/tables/duckdb.ipynb #bb10aefc
+# %% ../../nbs/tables/duckdb.ipynb #0f397e99
+def _hash_function(types: tuple[ibis.DataType, ...]) -> Callable[..., ibis.Value]:
+    "`row_hash` as Ibis sees it, for columns of these types."
+
+    def hashing(): ...
+
+    named = [inspect.Parameter(f"column_{n}", inspect.Parameter.POSITIONAL_ONLY) for n in range(len(types))]
+    hashing.__signature__ = inspect.Signature(named)
+    return ibis.udf.scalar.builtin(name=ROW_HASH, signature=(types, "int64"))(hashing)
+
+# %% ../../nbs/tables/duckdb.ipynb #fd268764
 def _connect(memory: str, cores: int, spill: str) -> ibis.BaseBackend:
     "A database in memory. Raises `SettingsError` for a limit that DuckDB does not understand."
     settings = {"memory_limit": memory, "threads": cores, "temp_directory": spill}
@@ -140,7 +150,12 @@ def _connect(memory: str, cores: int, spill: str) -> ibis.BaseBackend:
     _with_hash(backend.con)
     return backend
 
-# %% ../../nbs/tables/duckdb.ipynb #e76aa214
+# %% ../../nbs/tables/duckdb.ipynb #46533c12
+def _in_microseconds(schema: pa.Schema) -> pa.Schema:
+    "The schema with times of day in microseconds."
+    return pa.schema([f.with_type(pa.time64("us")) if pa.types.is_time64(f.type) else f for f in schema])
+
+# %% ../../nbs/tables/duckdb.ipynb #24cd8b58
 class DuckDBEngine:
     "An engine in this process."
 
@@ -165,7 +180,7 @@ class DuckDBEngine:
         "Errors of the engine in slml's words."
         try:
             yield
-        except (duckdb.Error, IbisError, SqlglotError) as error:
+        except (duckdb.Error, IbisError, SqlglotError, OSError) as error:
             raise _meaning(error, self._files, tables) from error
 
     def _reach(self, files: Iterable[str]) -> None:
@@ -184,9 +199,9 @@ class DuckDBEngine:
             return ibis.memtable(source.schema.empty_table() if isinstance(source, Snapshot) else pa.table({}))
         self._reach(files)
         self._files |= dict.fromkeys(files)
-        name = f"files_{uuid.uuid4().hex}"
         with self._told():
-            self._backend.con.execute(f"CREATE VIEW {name} AS FROM {_parquet(files)}")
+            name = _view_name(source)
+            self._backend.con.execute(f"CREATE OR REPLACE VIEW {name} AS FROM {_parquet(files)}")
             return self._backend.table(name)
 
     def read(
@@ -202,7 +217,7 @@ class DuckDBEngine:
         rows: int = 131_072,  # of a batch, at most
     ) -> pa.RecordBatchReader:
         "The result piece by piece, in its order. It may exceed the memory; others may be read meanwhile. `TableError`."
-        schema = expr.schema().to_pyarrow()
+        schema = _in_microseconds(expr.schema().to_pyarrow())
         with self._told():
             cursor = self._backend.con.cursor()
             for held in expr.op().find(ops.InMemoryTable):  # what Ibis would register, on the other connection
@@ -223,21 +238,14 @@ class DuckDBEngine:
         columns: Sequence[str],  # of the key, in order
     ) -> ibis.Table:
         "The rows with their `row_hash`, int64. Raises `TableError` for a column that is not there."
-        for name in {*columns} - {*expr.columns}:
+        if name := next((n for n in columns if n not in expr.columns), None):
             raise TableError(
                 f"There is no column '{name}' to hash.",
                 expected=", ".join(expr.columns),
                 came=name,
                 todo=closest(name, expr.columns) or "name a column of the table.",
             )
-        types = tuple(expr[name].type() for name in columns)
-
-        def hashing(): ...
-
-        hashing.__signature__ = inspect.Signature(  # Ibis counts the parameters: as many as there are columns
-            [inspect.Parameter(f"column_{n}", inspect.Parameter.POSITIONAL_ONLY) for n in range(len(types))]
-        )
-        hashing = ibis.udf.scalar.builtin(name=ROW_HASH, signature=(types, "int64"))(hashing)
+        hashing = _hash_function(tuple(expr[name].type() for name in columns))
         return expr.mutate(**{ROW_HASH: hashing(*(expr[name] for name in columns))})
 
     def sql(
