@@ -47,8 +47,9 @@ def kernels(
     with tempfile.TemporaryDirectory(prefix="slml-", ignore_cleanup_errors=True) as sockets:
 
         class ThisPython(AsyncKernelManager):
-            kernel_spec = KernelSpec(argv=argv, display_name="Python", language="python", env=dict(environment))
+            kernel_spec = KernelSpec(argv=argv, language="python", env=dict(environment))
             processes: ClassVar[list] = []
+            shutdown_wait_time = 2.0  # seconds that a cancelled cell has, before its kernel is killed
 
             async def start_kernel(self, *arguments: object, **options: object) -> None:
                 self.transport, self.connection_file = "ipc", f"{sockets}/kernel.json"

@@ -41,10 +41,10 @@ def job(
     given: Mapping[str, object],  # parameters, as text or with their types
     cores: int = 1,
 ) -> Job:
-    "A call of a notebook. Raises `ParameterError` where a value does not fit, and `UsageError` where there is no notebook."
+    "A checked call of a notebook. Raises `ParameterError` where a value does not fit, `UsageError` without a notebook."
     found = expand(str(notebook))
     if len(found) != 1 or not found[0].endswith(".ipynb"):
-        raise UsageError(f"{notebook} is not a notebook.", expected="the path of one .ipynb file", todo="check the path.")
+        raise UsageError(f"{notebook} is not a notebook.", expected="one .ipynb file", todo="check the path.")
     return Job(found[0], bind(declared(found[0]), given, Path(found[0]).name), cores)
 
 # %% ../../nbs/jobs/job.ipynb #c1808874

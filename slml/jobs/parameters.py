@@ -132,7 +132,9 @@ def parse(
     if not isinstance(value, str) or parameter.type == "str":
         return _checked(parameter.name, parameter.type, value)
     try:
-        return {"true": True, "false": False}[value.lower()] if parameter.type == "bool" else TYPES[parameter.type](value)
+        if parameter.type == "bool":
+            return {"true": True, "false": False}[value.lower()]
+        return TYPES[parameter.type](value)
     except (ValueError, KeyError):
         hint = " (true or false)" if parameter.type == "bool" else ""
         raise ValueError(f"{parameter.name} is {parameter.type}{hint}, and '{value}' is not") from None

@@ -37,7 +37,7 @@ def line(state: StepState) -> str:
     return f"{state.step:<12} {state.state:<9} {took:>9}  {state.note}".rstrip()
 
 # %% ../../nbs/jobs/progress.ipynb #daf67ca0
-COLOURS = {"running": "cyan", "done": "green", "cached": "green", "failed": "red", "cancelled": "red", "skipped": "yellow"}
+COLOURS = {"running": "cyan", "done": "green", "cached": "green", "failed": "red", "skipped": "yellow"}
 
 
 class Board:
@@ -60,8 +60,8 @@ class Board:
             running = state.state == "running"
             seconds = time.monotonic() - self.since[state.step] if running else state.seconds
             took = f"{seconds:.1f}" if seconds else ""
-            colour = COLOURS.get(state.state, "dim")
-            table.add_row(state.step, Text(state.state, colour), Text(took, justify="right"), Text(state.note, overflow="fold"))
+            name = Text(state.state, COLOURS.get(state.state, "dim"))
+            table.add_row(state.step, name, Text(took, justify="right"), Text(state.note, overflow="fold"))
         return table
 
 # %% ../../nbs/jobs/progress.ipynb #ac71fe3b

@@ -1,0 +1,132 @@
+"""What every runner promises, whichever implementation the workspace names."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from slml.errors import ParameterError, SettingsError, UsageError
+from slml.jobs.job import Job, job
+from slml.jobs.local import LocalRunner
+from slml.jobs.runner import Runner, open_runner
+from slml.workspace import Workspace
+
+RUNNERS: dict[str, Callable[[Workspace], Runner]] = {"local": LocalRunner}
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all tests: creating its tables takes longer than most of them."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+
+
+@pytest.fixture(params=RUNNERS)
+def runner(request: pytest.FixtureRequest, tmp_path: Path, tracking_uri: str) -> Runner:
+    """Each implementation, with one core, so that the second job has to wait."""
+    workspace = Workspace(root=str(tmp_path / "root"), project="test", cores=1, tracking_uri=tracking_uri)
+    return RUNNERS[request.param](workspace)
+
+
+def notebook(folder: Path, name: str, *sources: str) -> str:
+    """A job notebook whose first cell is tagged `parameters`."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+    return str(folder / f"{name}.ipynb")
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Job:
+    """A job that would take ten minutes and says which process it is."""
+    source = "import os, time; print('pid', os.getpid(), flush=True); time.sleep(600)"
+    return job(notebook(tmp_path, "sleeper", "", source), {})
+
+
+def test_a_job_runs_and_leaves_its_record(runner: Runner, tmp_path: Path) -> None:
+    source = "from slml import Workspace\nfrom slml.jobs.record import record\nprint('hello', rows)"
+    last = "record({'half': rows / 2}, {'root': Workspace().root, 'rows': {'in': rows}})"
+    path = notebook(tmp_path, "half", "rows: int = 10  # rows", source, last)
+    run = runner.wait(runner.submit(job(path, {"rows": "30"})))
+    assert (run.status, run.error) == ("done", None)
+    assert run.metrics == {"half": 15.0}
+    assert run.outputs["rows"] == {"in": 30}
+    assert Path(run.outputs["root"]).parent == tmp_path, "the notebook sees the workspace of its caller"
+    assert "hello 30" in runner.logs(run.id)
+    assert runner.status(run.id) == "done"
+    assert len(run.fingerprint) == 64
+    assert run.seconds > 0
+    assert run.peak_memory > 10**7
+    assert run.tracking
+    cells = nbformat.read(run.executed, 4).cells
+    assert any("injected-parameters" in cell.metadata.tags for cell in cells)
+
+
+def test_a_failing_cell_is_named_and_marked(runner: Runner, tmp_path: Path) -> None:
+    raising = "from slml.errors import UsageError\nraise UsageError('No file.', todo='look again.')"
+    run = runner.wait(runner.submit(job(notebook(tmp_path, "bad", "", "print('first')", raising, "1"), {})))
+    assert (run.status, run.error.type, run.error.exit_code) == ("failed", "UsageError", 2)
+    assert run.error.message == "No file.\n  to do: look again."
+    assert run.error.cell == 3
+    executed = nbformat.read(run.executed, 4)
+    assert "An Exception was encountered" in executed.cells[0].source
+    assert any("first" in str(cell.get("outputs")) for cell in executed.cells), "what ran before is kept"
+
+
+def test_a_killed_kernel_is_called_that(runner: Runner, tmp_path: Path) -> None:
+    source = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    run = runner.wait(runner.submit(job(notebook(tmp_path, "killed", "", "1", source), {})))
+    assert run.status == "failed"
+    assert run.error.type == "KernelDied"
+    assert run.error.cell == 3
+    assert "SIGKILL" in run.error.message
+    assert "memory" in run.error.message
+
+
+def test_cancel_leaves_no_process_and_frees_the_core(runner: Runner, sleeper: Job) -> None:
+    first, second = runner.submit(sleeper), runner.submit(sleeper)
+    until(lambda: "pid" in runner.logs(first))
+    assert runner.status(first) == "running"
+    assert runner.status(second) == "waiting"
+    kernel = int(runner.logs(first).split("pid")[1].split()[0])
+    runner.cancel(first)
+    assert not psutil.pid_exists(kernel)
+    assert runner.status(first) == "cancelled"
+    until(lambda: "pid" in runner.logs(second))  # its turn has come
+    runner.cancel(second)
+    runner.cancel(second)  # an ended run stays as it is
+    run = runner.wait(second)
+    assert run.status == "cancelled"
+    assert Path(run.executed).exists()
+    assert run.error.exit_code == 130
+
+
+def test_a_process_that_is_killed_has_failed(runner: Runner, sleeper: Job) -> None:
+    id = runner.submit(sleeper)
+    until(lambda: "pid" in runner.logs(id))
+    kernel = psutil.Process(int(runner.logs(id).split("pid")[1].split()[0]))
+    os.kill(kernel.ppid(), 9)
+    run = runner.wait(id)
+    assert run.status == "failed"
+    assert "without a word" in run.error.message
+    until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_an_unknown_run_and_an_unknown_runner_are_told(runner: Runner, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no run"):
+        runner.status("2001-nothing")
+    with pytest.raises(SettingsError, match="did you mean 'local'"):
+        open_runner(Workspace(root=str(tmp_path), runner="locl"))
+    with pytest.raises(ParameterError, match="is not declared"):
+        job(notebook(tmp_path, "one", "rows: int = 1"), {"row": 2})
