@@ -74,7 +74,7 @@ def library_versions() -> dict[str, str]:
     "The versions of Python and of the libraries that shape a model, found without importing them."
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
-
+# %% ../../nbs/registry/bundle.ipynb #4f07de4d
 @functools.cache
 def code_version() -> str:  # such as "0.1.0+3f2a9c0d1e4b"
     "The version of slml and a hash of its source."
@@ -152,12 +152,12 @@ def sha256(data: bytes) -> str:  # 64 hexadecimal digits
     "The name of some bytes."
     return hashlib.sha256(data).hexdigest()
 
-
+# %% ../../nbs/registry/bundle.ipynb #0e924af8
 def as_json(value: object) -> bytes:
     "JSON that is the same for the same value: keys in order, and indented for a reader."
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
-
+# %% ../../nbs/registry/bundle.ipynb #52f6bc87
 def manifest(
     files: Mapping[str, bytes],  # name -> content
 ) -> bytes:  # JSON
@@ -181,7 +181,7 @@ def _read(uri: str, name: str) -> bytes:
             todo="check the place; where an export was stopped, run it again.",
         ) from error
 
-
+# %% ../../nbs/registry/bundle.ipynb #a0054577
 def read_files(
     uri: str,  # the folder, a path or URI
 ) -> dict[str, bytes]:  # name -> content, without the manifest
@@ -280,7 +280,7 @@ def _parsed(uri: str, files: Mapping[str, bytes]) -> Bundle:
             todo="read it with the version of slml that lineage.json names.",
         ) from error
 
-
+# %% ../../nbs/registry/bundle.ipynb #9b7dbcff
 def _page(bundle: Bundle) -> str:
     "A bundle as a small table."
     facts = {
@@ -314,7 +314,7 @@ def write(
         raise
     return Bundle.load(uri)
 
-
+# %% ../../nbs/registry/bundle.ipynb #bfa6f24c
 def _same(there: Bundle, wanted: str) -> Bundle:
     "The bundle that is there. Raises `RegistryError` when it is not the one that was to be written."
     if there.hash != wanted:

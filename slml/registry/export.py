@@ -70,7 +70,7 @@ def _named(
         value.name = name
     return program.model_proto.SerializeToString(deterministic=True)
 
-
+# %% ../../nbs/registry/export.ipynb #0e45945c
 def to_onnx(
     model: nn.Module,  # forward(inputs: dict of tensors) -> prediction
     inputs: Mapping[str, Tensor],  # name -> (n,), an example of some rows
@@ -146,7 +146,7 @@ def predict_torch(
     finally:
         model.train(training)
 
-
+# %% ../../nbs/registry/export.ipynb #1bb4e710
 def _tensors(encoder: Encoder, table: pa.Table) -> dict[str, Tensor]:
     "Raw rows as the model's inputs."
     return {name: torch.from_numpy(values) for name, values in encoder.arrays(table).items()}
@@ -169,7 +169,7 @@ def _parity_rows(sample: pa.Table, encoder: Encoder) -> pa.Table:
         raise RegistryError("A bundle cannot be checked without rows.", expected="a sample of raw rows", came="none")
     return with_edges(sample.select([name for name in encoder.columns if name != encoder.target.column]))
 
-
+# %% ../../nbs/registry/export.ipynb #c4c821a3
 def _check_finite(rows: pa.Table, predicted: np.ndarray) -> None:
     "Raises `RegistryError` for a row that the model has no answer for."
     good = np.isfinite(predicted).reshape(len(predicted), -1).all(axis=1)
@@ -190,7 +190,7 @@ def _parquet(rows: pa.Table, predicted: np.ndarray) -> bytes:
     pq.write_table(rows.append_column(bundles.PREDICTION, column), sink := io.BytesIO())
     return sink.getvalue()
 
-
+# %% ../../nbs/registry/export.ipynb #4fa70a08
 def export(
     model: nn.Module,  # trained: forward(inputs) -> prediction
     encoder: Encoder,

@@ -48,7 +48,7 @@ class Version:
     def _repr_html_(self) -> str:
         return Versions([self])._repr_html_()
 
-
+# %% ../../nbs/registry/versions.ipynb #715c42e2
 class Versions(list[Version]):
     "Versions of a model, the oldest first."
 
@@ -56,7 +56,7 @@ class Versions(list[Version]):
         head = "".join(f"<th>{name}</th>" for name in ("version", "alias", "test error", "data", "bundle"))
         return f"<table><tr>{head}</tr>{''.join(map(_row, self))}</table>"
 
-
+# %% ../../nbs/registry/versions.ipynb #d3f983c4
 def _row(version: Version) -> str:
     "A version as a row of a table."
     error = f"{version.metric} {version.value:.4g}"
@@ -85,7 +85,7 @@ def versions(
     "The versions of a model; none for a name that nobody has registered."
     return _versions(open_tracking(workspace), name, workspace)
 
-
+# %% ../../nbs/registry/versions.ipynb #f82f5479
 def _versions(client: "MlflowClient", name: str, workspace: Workspace) -> Versions:
     full = full_name(name, workspace)
     models = client.search_registered_models(f"name = '{full}'")
@@ -94,7 +94,7 @@ def _versions(client: "MlflowClient", name: str, workspace: Workspace) -> Versio
     held = (replace(v, aliases=tuple(sorted(a for a, n in aliases.items() if n == v.number))) for v in found)
     return Versions(sorted(held, key=lambda version: version.number))
 
-
+# %% ../../nbs/registry/versions.ipynb #15f1b53d
 def _version(name: str, found: "ModelVersion") -> Version:
     "What MLflow knows of a version; its aliases are known to the model."
     tags = found.tags
@@ -126,11 +126,11 @@ def _measured(values: Mapping[str, float], metric: str, whose: str) -> float:
         )
     return float(value)
 
-
+# %% ../../nbs/registry/versions.ipynb #45bd5e75
 def _above(value: float, other: float) -> str:  # such as "12.5% above"
     return f"{value / other - 1:.1%} above" if other else "above"
 
-
+# %% ../../nbs/registry/versions.ipynb #0905230b
 def _check_baseline(value: float, constant: float, metric: str) -> None:
     "Raises `RegistryError` unless the model beats a constant."
     if value >= constant:
@@ -227,7 +227,7 @@ def _point(client: "MlflowClient", version: Version, alias: str, workspace: Work
     "Point an alias at a version; the version that held it holds it no longer."
     retry(lambda: client.set_registered_model_alias(full_name(version.name, workspace), alias, str(version.number)))
 
-
+# %% ../../nbs/registry/versions.ipynb #498d0d22
 def _crown(client: "MlflowClient", version: Version, workspace: Workspace) -> None:
     "Make a version the champion."
     _point(client, version, CHAMPION, workspace)
@@ -265,7 +265,7 @@ def resolve(
     "Where the bundle of a version lies. Raises `RegistryError` when there is no such version."
     return find(ref, workspace).uri
 
-
+# %% ../../nbs/registry/versions.ipynb #93421450
 def load(
     ref: str,  # a model, @, and a number or an alias
     workspace: Workspace,
