@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Generated', 'contract', 'generate']
 
-# %% ../../nbs/taxi/init.ipynb #075c9bba
+# %% ../../nbs/taxi/init.ipynb #45a0e127
 from .files import Generated, generate
 from .rules import contract
 
-# %% ../../nbs/taxi/init.ipynb #0dc416f9
+# %% ../../nbs/taxi/init.ipynb #488c6e2b
 _all_ = ["Generated", "contract", "generate"]

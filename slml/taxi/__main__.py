@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['options', 'main']
 
-# %% ../../nbs/taxi/command.ipynb #65e82b8b
+# %% ../../nbs/taxi/command.ipynb #85a82d03
 import argparse
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..errors import SlmlError
 from .files import generate
 from .rules import contract
 
-# %% ../../nbs/taxi/command.ipynb #64fdb14e
+# %% ../../nbs/taxi/command.ipynb #9010dd56
 def options() -> argparse.ArgumentParser:
     "What the command understands."
     parser = argparse.ArgumentParser(prog="python -m slml.taxi", description="Write synthetic DC-taxi-like trips, with "
@@ -25,7 +25,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--files", type=int, default=1, help="how many months, a file each (default 1)")
     parser.add_argument("--first", default="2023-03", help="the first month (default 2023-03)")
     parser.add_argument("--dirt", type=float, default=0.02, help="share of rows to spoil (default 0.02)")
-    parser.add_argument("--contract", default="", metavar="FILE", help="also write the contract of these months, as JSON")
+    parser.add_argument("--contract", default="", metavar="FILE", help="also write the contract of these months")
     return parser
 
 
@@ -42,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:  # the exit code
     print(made)
     return 0
 
-# %% ../../nbs/taxi/command.ipynb #96bb7b4f
-#| eval: false
-if __name__ == "__main__":
+# %% ../../nbs/taxi/command.ipynb #b41c0451
+if __name__ == "__main__" and "__file__" in globals():
     sys.exit(main())

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['NULL_FARE', 'NULL_ORIGIN', 'NULL_DESTINATION_TOO', 'NULL_DESTINATION_ALONE', 'ORIGIN_POINT', 'DESTINATION_POINT',
            'NATURAL', 'TIMES', 'MONEY_AND_WAY', 'DUPLICATE', 'DEFECTS', 'KINDS', 'TRUTH', 'missing_by_nature', 'blank',
-           'put', 'Defect', 'Victims', 'null_text', 'nothing', 'negative', 'absurd', 'words', 'zero_miles', 'minutes',
-           'swapped_origin', 'day_first', 'day_of', 'wrong_total', 'arrived_before', 'long_state', 'shares', 'hit',
-           'spoil', 'spoil_rows', 'note']
+           'put', 'everyone', 'Defect', 'Victims', 'null_text', 'nothing', 'negative', 'absurd', 'words', 'zero_miles',
+           'minutes', 'swapped_origin', 'day_first', 'day_of', 'wrong_total', 'arrived_before', 'long_state', 'shares',
+           'hit', 'spoil', 'spoil_rows', 'note']
 
-# %% ../../nbs/taxi/dirt.ipynb #ec4d619f
+# %% ../../nbs/taxi/dirt.ipynb #f1854983
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from ..errors import UsageError, closest
 from .trips import TIME, Trips
 
-# %% ../../nbs/taxi/dirt.ipynb #2fd2e26f
+# %% ../../nbs/taxi/dirt.ipynb #8dbac3d2
 NULL_FARE, NULL_ORIGIN = 0.0734, 0.162  # shares in the published file of 2023
 NULL_DESTINATION_TOO, NULL_DESTINATION_ALONE = 0.5, 0.08  # assumed: not known for the published file
 
@@ -55,14 +55,19 @@ def put(table: pa.Table, column: str, where: np.ndarray, values: pa.Array | str)
     new = pa.array([values], pa.string())[0] if isinstance(values, str) else values.cast(pa.string())
     return table.set_column(table.column_names.index(column), column, pc.replace_with_mask(old, pa.array(where), new))
 
-# %% ../../nbs/taxi/dirt.ipynb #d718917e
+# %% ../../nbs/taxi/dirt.ipynb #bb1b92a8
 NATURAL = {
     "no_fare": ("FAREAMOUNT",),
     "no_origin": (*ORIGIN_POINT, "ORIGIN_BLOCKNAME"),
     "no_destination": (*DESTINATION_POINT, "DESTINATION_BLOCKNAME"),
 }
 
-# %% ../../nbs/taxi/dirt.ipynb #880b2bf9
+# %% ../../nbs/taxi/dirt.ipynb #edbd3a35
+def everyone(trips: Trips) -> np.ndarray:  # (n,) bool
+    "Every row can be hit."
+    return np.ones(len(trips), dtype=bool)
+
+
 @dataclass(frozen=True)
 class Defect:
     "One way to spoil a row."
@@ -70,7 +75,7 @@ class Defect:
     kind: str
     columns: tuple[str, ...]  # a row is spoilt in one of them, or in all where `together`
     spoil: Callable[["Victims", str], list[str]]  # the wrong texts of a column
-    eligible: Callable[[Trips], np.ndarray] = lambda trips: np.ones(len(trips), dtype=bool)
+    eligible: Callable[[Trips], np.ndarray] = everyone
     together: bool = False
 
 
@@ -93,7 +98,7 @@ class Victims:
         "A text for each row, drawn from a list."
         return [values[i] for i in self.rng.integers(0, len(values), self.rows.num_rows)]
 
-# %% ../../nbs/taxi/dirt.ipynb #5ed2ccbd
+# %% ../../nbs/taxi/dirt.ipynb #0f5ab280
 def null_text(victims: Victims, column: str) -> list[str]:
     "The word that a database prints."
     return victims.one_of(["NULL", "null"] if column == "FAREAMOUNT" else ["NULL"])
@@ -103,7 +108,7 @@ def nothing(victims: Victims, column: str) -> list[str]:
     "An empty field."
     return victims.one_of([""])
 
-# %% ../../nbs/taxi/dirt.ipynb #092a20a5
+# %% ../../nbs/taxi/dirt.ipynb #2b53f540
 def negative(victims: Victims, column: str) -> list[str]:
     "The amount with a minus, as a refund is booked."
     return [f"-{text}" for text in victims.texts(column)]
@@ -129,12 +134,12 @@ def minutes(victims: Victims, column: str) -> list[str]:
     "The duration in minutes where seconds are meant."
     return [f"{seconds / 60:.1f}" for seconds in victims.numbers(column)]
 
-# %% ../../nbs/taxi/dirt.ipynb #8f0c2399
+# %% ../../nbs/taxi/dirt.ipynb #bcee207c
 def swapped_origin(victims: Victims, column: str) -> list[str]:
     "Latitude as longitude, and the other way round."
     return victims.texts(ORIGIN_POINT[1 - ORIGIN_POINT.index(column)])
 
-# %% ../../nbs/taxi/dirt.ipynb #fc3e67b3
+# %% ../../nbs/taxi/dirt.ipynb #33c7379e
 def day_first(victims: Victims, column: str) -> list[str]:
     "The time with the day before the month."
     return [f"{text[3:5]}/{text[:2]}{text[5:]}" for text in victims.texts(column)]
@@ -147,7 +152,7 @@ def day_of(trips: Trips) -> np.ndarray:
 
 TIMES = ("ORIGINDATETIME_TR", "DESTINATIONDATETIME_TR")
 
-# %% ../../nbs/taxi/dirt.ipynb #12f814f6
+# %% ../../nbs/taxi/dirt.ipynb #7bb7f4e2
 def wrong_total(victims: Victims, column: str) -> list[str]:
     "A total that is not the sum of its parts."
     extra = victims.rng.integers(1, 20, victims.rows.num_rows) / 2
@@ -165,7 +170,7 @@ def long_state(victims: Victims, column: str) -> list[str]:
     "The state in another spelling."
     return victims.one_of(["District of Columbia", "D.C.", "dc", "Wash. DC"])
 
-# %% ../../nbs/taxi/dirt.ipynb #3878cb5c
+# %% ../../nbs/taxi/dirt.ipynb #71ce809e
 MONEY_AND_WAY = ("FAREAMOUNT", "MILEAGE", "DURATION")
 DUPLICATE = "duplicate"
 DEFECTS = (
@@ -185,7 +190,7 @@ DEFECTS = (
 )
 KINDS = (*(defect.kind for defect in DEFECTS), DUPLICATE)
 
-# %% ../../nbs/taxi/dirt.ipynb #ed085441
+# %% ../../nbs/taxi/dirt.ipynb #64cce6e7
 def shares(dirt: float | Mapping[str, float]) -> dict[str, float]:
     "The share of each kind; raises UsageError for an unknown kind, or when nothing right would be left."
     given = dict(dirt) if isinstance(dirt, Mapping) else dict.fromkeys(KINDS, dirt / len(KINDS))
@@ -193,10 +198,11 @@ def shares(dirt: float | Mapping[str, float]) -> dict[str, float]:
         if kind not in KINDS:
             raise UsageError(f"There is no defect '{kind}'.", expected=", ".join(KINDS), todo=closest(kind, KINDS))
     if min(given.values(), default=0) < 0 or sum(given.values()) > 0.9:
-        raise UsageError("The shares of dirt do not fit.", expected="0 or more each, 0.9 at most together", came=f"{dirt}")
+        expected = "0 or more each, 0.9 at most together"
+        raise UsageError("The shares of dirt do not fit.", expected=expected, came=f"{dirt}")
     return {kind: given.get(kind, 0.0) for kind in KINDS}
 
-# %% ../../nbs/taxi/dirt.ipynb #d55b6897
+# %% ../../nbs/taxi/dirt.ipynb #983aa1dc
 def hit(
     rng: np.random.Generator,
     trips: Trips,
@@ -217,7 +223,7 @@ def hit(
     kind[(kind == KINDS.index(DUPLICATE)) & before] = right
     return kind
 
-# %% ../../nbs/taxi/dirt.ipynb #a402cf09
+# %% ../../nbs/taxi/dirt.ipynb #50c37d48
 TRUTH = pa.schema(
     {"line": pa.int64(), "OBJECTID": pa.int64(), "kind": pa.string(), "column": pa.string(), "natural": pa.bool_()}
 )
@@ -247,7 +253,7 @@ def spoil(
     numbers = table["OBJECTID"].take(truth["line"]).cast(pa.int64())
     return table, truth.add_column(1, "OBJECTID", numbers).cast(TRUTH)
 
-# %% ../../nbs/taxi/dirt.ipynb #2bd367a6
+# %% ../../nbs/taxi/dirt.ipynb #5a97bc29
 def spoil_rows(
     rng: np.random.Generator, table: pa.Table, defect: Defect, rows: np.ndarray
 ) -> tuple[pa.Table, list[pa.Table]]:

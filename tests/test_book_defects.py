@@ -1,0 +1,140 @@
+"""Three mistakes that a published pipeline made with this data, each of which has to be loud here.
+
+It mixed up day and month and lost most of its rows, it read its own output back in as input, and one of its bounds was
+a typing mistake. None of the three made an error there.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from slml.contract import Between, ParsesAs
+from slml.errors import ContractError, UsageError
+from slml.quality.audit import audit
+from slml.quality.clean import clean
+from slml.tables.catalog import Catalog
+from slml.tables.engine import Engine, open_engine
+from slml.tables.ingest import ingest
+from slml.taxi import contract, generate
+from slml.workspace import Workspace
+
+RIGHT, WRONG = "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M"
+TIMES = ("ORIGINDATETIME_TR", "DESTINATIONDATETIME_TR")
+
+
+@pytest.fixture
+def month(tmp_path: Path) -> str:
+    """A month of synthetic trips with dates in both orders among its dirt."""
+    return generate(tmp_path / "raw", 4000, seed=11, dirt=0.05).files[0]
+
+
+@pytest.fixture
+def engine(workspace: Workspace):
+    with open_engine(workspace) as engine:
+        yield engine
+
+
+def with_format(format: str):
+    """The taxi contract that reads its times in another order."""
+    columns = [c.model_copy(update={"format": format}) if c.name in TIMES else c for c in contract().columns]
+    return contract().replace(columns=tuple(columns))
+
+
+# Day and month
+
+
+def test_mixed_dates_are_reported_and_not_guessed(month: str, workspace: Workspace) -> None:
+    report = ingest(month, "trips", workspace)
+    assert report.types["ORIGINDATETIME_TR"] == "text"
+    note = next(note for note in report.notes if note.startswith("ORIGINDATETIME_TR"))
+    assert "day first" in note
+    assert "month first" in note
+
+
+def test_a_wrong_format_at_ingest_loses_no_row_in_silence(month: str, workspace: Workspace) -> None:
+    """Declared day first, most of the month does not parse: the rows are in the rejects, counted, with a reason."""
+    report = ingest(month, "trips", workspace, types=dict.fromkeys(TIMES, f"timestamp {WRONG}"))
+    assert report.rows == 4000 == report.stored + report.rejected
+    assert report.rejected > 0.5 * report.rows  # every day from the 13th on
+    rejects = Catalog(workspace).snapshot(report.rejects)
+    assert rejects.rows == report.rejected
+    assert f"{report.rejected:,} rejected" in str(report)
+    # That many rejects are the mark of a wrong format, and the report says that the other order fits.
+    assert any("month first" in note or RIGHT in note for note in report.notes), report.notes
+
+
+def test_a_wrong_format_in_the_contract_is_named_as_such(month: str, workspace: Workspace, engine: Engine) -> None:
+    snapshot = Catalog(workspace).snapshot(ingest(month, "trips", workspace).snapshot)
+    found = audit(snapshot, with_format(WRONG), engine)
+    assert found["ORIGINDATETIME_TR: parses as"].share > 0.5
+    assert any("day and month are probably mixed up" in note for note in found.notes), found.notes
+
+
+def test_a_wrong_format_keeps_its_rows_in_quarantine(month: str, workspace: Workspace, engine: Engine) -> None:
+    catalog = Catalog(workspace)
+    snapshot = catalog.snapshot(ingest(month, "trips", workspace).snapshot)
+    ledger = clean(snapshot, with_format(WRONG), catalog, engine, "kept", "quarantine")
+    assert ledger.rows_in == 4000 == ledger.kept + ledger.quarantined
+    assert ledger.by_rule["ORIGINDATETIME_TR: parses as"] > 2000
+    # A day up to the 12th does parse, into another month: the window of the month finds those.
+    assert ledger.by_rule["ORIGINDATETIME_TR: between"] > 1000
+    assert ledger.notes
+
+
+# Its own output
+
+
+def test_own_output_is_not_read_back(month: str, workspace: Workspace, engine: Engine) -> None:
+    catalog = Catalog(workspace)
+    snapshot = catalog.snapshot(ingest(month, "trips", workspace).snapshot)
+    clean(snapshot, contract(), catalog, engine, "kept", "quarantine")
+    before = catalog.snapshot("trips")
+    folder, kept = str(Path(snapshot.files[0]).parent), catalog.table("kept").location
+    for source in (*snapshot.files, folder, f"{kept}/**/*.parquet"):
+        with pytest.raises(UsageError):
+            ingest(source.removeprefix("file://"), "trips", workspace)
+    assert catalog.snapshot("trips").id == before.id
+
+
+def test_the_same_file_is_not_taken_twice(month: str, workspace: Workspace) -> None:
+    first = ingest(month, "trips", workspace)
+    again = ingest(month, "trips", workspace)
+    assert again.stored == 0
+    assert len(again.skipped) == 1
+    assert Catalog(workspace).snapshot("trips").rows == first.stored
+
+
+# A bound from a typing mistake
+
+
+def test_a_bound_needs_a_reason() -> None:
+    with pytest.raises(ContractError, match="reason"):
+        Between("FAREAMOUNT", 3.25, 25)
+    with pytest.raises(ContractError, match="reason"):
+        Between("FAREAMOUNT", 3.25, 25, reason="  ")
+
+
+def test_an_impossible_bound_is_refused() -> None:
+    with pytest.raises(ContractError, match="low is above high"):
+        Between("FAREAMOUNT", 325, 250, reason="the tariff, with the point forgotten")
+
+
+@pytest.mark.parametrize(("low", "high"), [(3.25, 12.5), (32.5, 250)], ids=["half is lost", "a point is moved"])
+def test_a_mistyped_bound_is_noticed(low: float, high: float, month: str, workspace: Workspace, engine: Engine) -> None:
+    """The bound looks plausible to the eye, but it breaks far more rows than a rule should."""
+    mistyped = Between("FAREAMOUNT", low, high, reason="the tariff of the meter")
+    rules = tuple(mistyped if r.name == mistyped.name else r for r in contract().rules)
+    snapshot = Catalog(workspace).snapshot(ingest(month, "trips", workspace).snapshot)
+    found = audit(snapshot, contract().replace(rules=rules), engine)
+    note = next(note for note in found.notes if note.startswith("'FAREAMOUNT: between'"))
+    assert "the tariff of the meter" in note  # so that a reader can compare the bound with its reason
+    assert not any("FAREAMOUNT: between" in note for note in audit(snapshot, contract(), engine).notes)
+
+
+def test_a_stored_format_is_part_of_the_rule() -> None:
+    """The order of day and month stands in the contract, where a reader sees it."""
+    stored = dict.fromkeys(contract().names, "text")
+    rules = {rule.name: rule for rule in contract().all_rules(stored)}
+    rule = rules["ORIGINDATETIME_TR: parses as"]
+    assert isinstance(rule, ParsesAs)
+    assert rule.format == RIGHT
