@@ -60,11 +60,8 @@ class Ledger(BaseModel):
 def kept_rows(marked: Marked, contract: Contract, engine: Engine) -> ir.Table:
     "The clean rows, typed, with their row hash and in its order."
     rows = marked.table.filter(~marked.broken).select(*contract.names)
-    if not contract.hash_columns:
-        return engine.hashed(rows, contract.names).order_by(ROW_HASH)
-    whole = engine.hashed(rows, contract.names).rename({"whole row": ROW_HASH})
-    hashed = engine.hashed(whole, contract.hash_columns)
-    return hashed.order_by(ROW_HASH, "whole row").drop("whole row")
+    ties = contract.names if contract.hash_columns else ()  # rows alike in the whole row may come in any order
+    return engine.hashed(rows, contract.hash_columns or contract.names).order_by(ROW_HASH, *ties)
 
 # %% ../../nbs/quality/clean.ipynb #e735fe6c
 BROKEN = "broken"  # the column of reasons

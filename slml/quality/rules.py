@@ -133,13 +133,17 @@ def prepare(
     check_columns(table.columns, contract)
     formats = {c.name: c.format for c in contract.columns}
     formats |= {r.column: r.format for r in rules if isinstance(r, ParsesAs) and r.format}
-    stored = {raw_name(n): table[n] for n in table.columns}
-    typed = {c.name: read_as(table[c.name], c.type, formats[c.name]) for c in contract.columns}
-    seen = table.select(**stored, **typed)
+    stored = table.select(**{raw_name(n): table[n] for n in table.columns})
+
+    def typed(seen: ir.Table, name: str) -> ir.Value:
+        return read_as(seen[raw_name(name)], contract.column(name).type, formats[name])
+
+    uniques = [r for r in rules if isinstance(r, Unique)]
+    keys = {_key(r, c): typed(stored, c) for r in uniques for c in r.columns}
+    placed = _placed(stored.mutate(**keys), uniques, stored.columns, hashed) if uniques else stored
+    seen = placed.mutate(**{c.name: typed(placed, c.name) for c in contract.columns})
     for rule in rules:
-        if isinstance(rule, Unique):
-            seen = _ranked(seen, rule, list(stored), hashed)
-        elif isinstance(rule, Equals):
+        if isinstance(rule, Equals):
             seen = _looked_up(seen, rule, contract, references)
     return seen
 
@@ -159,18 +163,45 @@ def check_columns(
     return tuple(n for n in names if n not in contract.names)
 
 # %% ../../nbs/quality/rules.ipynb #bc50228e
-def _ranked(
-    seen: ir.Table,
-    rule: Unique,
-    stored: Sequence[str],  # names of all raw columns
+def _key(rule: Unique, column: str) -> str:
+    return f"key {rule.name} {column}"
+
+
+def _place(rule: Unique) -> str:
+    return f"place {rule.name}"
+
+
+def _placed(
+    stored: ir.Table,  # the raw columns and the typed keys
+    uniques: Sequence[Unique],
+    raw: Sequence[str],  # names of the raw columns
     hashed: Callable[[ir.Table, Sequence[str]], ir.Table],
 ) -> ir.Table:
-    "The table with the place of each row among those of the same key, from 0; null where the key has a null."
-    content = hashed(seen, stored)
-    window = ibis.window(group_by=[content[c] for c in rule.columns], order_by=content["row_hash"])
-    place = ibis.row_number().over(window)
-    known = reduce(lambda a, b: a & b, (content[c].notnull() for c in rule.columns))
-    return content.mutate(**{f"place {rule.name}": known.ifelse(place, ibis.null("int64"))}).drop("row_hash")
+    "The table with the place of each row among those of the same key, from 0."
+    flagged = reduce(_flagged, uniques, stored)
+    repeated = reduce(lambda a, b: a | b, (flagged[f"again {r.name}"] for r in uniques))
+    once = flagged.filter(~repeated).mutate(**{_place(r): ibis.literal(0, "int64") for r in uniques})
+    often = hashed(flagged.filter(repeated), list(raw))
+    often = often.mutate(**{_place(r): _order(often, r) for r in uniques})
+    names = [*raw, *map(_place, uniques)]
+    return once.select(*names).union(often.select(*names))
+
+
+def _flagged(table: ir.Table, rule: Unique) -> ir.Table:
+    "The table with a column that says whether the row's key is there more than once."
+    keys = [_key(rule, c) for c in rule.columns]
+    known = table.select(*keys).drop_null(keys)
+    again = known.group_by(keys).aggregate(n=known.count()).filter(lambda t: t.n > 1).drop("n")
+    again = again.rename({f"{k} again": k for k in keys})
+    joined = table.left_join(again, [table[k] == again[f"{k} again"] for k in keys])
+    flag = {f"again {rule.name}": joined[f"{keys[0]} again"].notnull()}
+    return joined.mutate(**flag).drop(*again.columns)
+
+
+def _order(often: ir.Table, rule: Unique) -> ir.Value:
+    "The place by content among the rows of one key; 0 where the key repeats for another rule only."
+    window = ibis.window(group_by=[often[_key(rule, c)] for c in rule.columns], order_by=often["row_hash"])
+    return often[f"again {rule.name}"].ifelse(ibis.row_number().over(window), 0)
 
 # %% ../../nbs/quality/rules.ipynb #8a834f5d
 def _looked_up(seen: ir.Table, rule: Equals, contract: Contract, references: Mapping[str, ir.Table]) -> ir.Table:
@@ -256,7 +287,7 @@ def _(rule: Matches | SameFormat, table: ir.Table) -> ir.BooleanValue:
 # %% ../../nbs/quality/rules.ipynb #d932622b
 @violates.register
 def _(rule: Unique, table: ir.Table) -> ir.BooleanValue:
-    return table[f"place {rule.name}"] > 0
+    return table[_place(rule)] > 0
 
 
 @violates.register
