@@ -63,6 +63,9 @@ class Derive(nn.Module):
         self.categories = tuple(name for name, _ in sources.categories)
         self.parts = nn.ModuleList([*map(TimeParts, sources.times), *(Distance(*d) for d in sources.distances)])
         self.names = [*self.numbers, *(name for part in self.parts for name in part.names)]
+        circles = {name for part in self.parts for name in part.circles}
+        self.circles = [place for place, name in enumerate(self.names) if name in circles]
+        self.sizes = [place for place, name in enumerate(self.names) if name not in circles]
 
     def forward(
         self,
@@ -105,8 +108,10 @@ class Features(nn.Module):
         self.categories = Category([size for _, size in settings.sources.categories], settings.one_hot)
         edges = [torch.tensor(edge) for edge in settings.edges]
         self.curves = PiecewiseLinear(edges, settings.embedding) if edges else nn.Identity()
-        numbers = self.curves.width if edges else len(self.derive.names)
-        self.width = numbers + len(settings.holes) + self.categories.width
+        self.register_buffer("sizes", torch.tensor(self.derive.sizes, dtype=torch.int64), persistent=False)
+        self.register_buffer("circles", torch.tensor(self.derive.circles, dtype=torch.int64), persistent=False)
+        numbers = self.curves.width if edges else len(self.sizes)
+        self.width = numbers + len(self.circles) + len(settings.holes) + self.categories.width
 
     def forward(
         self,
@@ -115,9 +120,9 @@ class Features(nn.Module):
         "What the network reads: numbers or their curves, missing flags, categories."
         numbers, codes = self.derive(inputs)
         flags = self.flags(numbers)
-        scaled = self.scale(numbers)
-        scaled = torch.where(scaled.isnan(), 0.0, scaled)
-        return torch.cat([self.curves(scaled), flags, self.categories(codes)], 1)
+        scaled = self.scale(numbers[:, self.sizes])
+        scaled, circles = (torch.where(x.isnan(), 0.0, x) for x in (scaled, numbers[:, self.circles]))
+        return torch.cat([self.curves(scaled), circles, flags, self.categories(codes)], 1)
 
     @torch.no_grad()
     def derived_frame(
@@ -137,13 +142,15 @@ def fit_features(
     contract: Contract,
     encoder: Encoder,
     sample: Batch,  # encoded rows of the training part; some 10,000 are enough
-    embedding: int = 12,  # width of each number's embedding; 0 for standardised numbers and one-hot categories
+    embedding: int = 8,  # width of each number's embedding; 0 for standardised numbers and one-hot categories
     count: int = 32,  # bins for each number, at most
 ) -> Features:
     "The contract's features, fitted to a sample."
     sources = Sources.of(contract, encoder)
-    numbers, _ = Derive(sources)(sample.inputs)
+    derive = Derive(sources)
+    numbers, _ = derive(sample.inputs)
     holes = tuple(MissingFlags.fit(numbers).columns.tolist())
+    numbers = numbers[:, derive.sizes]
     if not embedding or not numbers.shape[1]:
         scale = Standardize.fit(numbers)
         fitted = {"mean": scale.mean.tolist(), "deviation": scale.deviation.tolist()}

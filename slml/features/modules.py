@@ -56,6 +56,7 @@ class TimeParts(nn.Module):
         self.name = name
         circles = [f"{part}_{wave}" for wave in ("sin", "cos") for part in self.periods]
         self.names = [f"{name}_{part}" for part in [*self.periods, "day", *circles]]
+        self.circles = self.names[4:]  # already between -1 and 1
         self.register_buffer("turn", 2 * math.pi / torch.tensor(list(self.periods.values())), persistent=False)
 
     def forward(
@@ -90,6 +91,7 @@ class Distance(nn.Module):
         super().__init__()
         self.points = (latitude, longitude, to_latitude, to_longitude)
         self.names = [f"{latitude}_{to_latitude}_{part}" for part in ("km", "east", "north", "dlat", "dlon")]
+        self.circles = self.names[1:3]  # already between -1 and 1
 
     def forward(
         self,

@@ -70,9 +70,9 @@ def build(
     sample: Batch,  # encoded rows of the training part, to fit scales and bins on; some 10,000 are enough
     network: Literal["mlp", "linear"] = "mlp",
     width: int = 256,  # units in a hidden layer
-    depth: int = 3,  # hidden layers
+    depth: int = 2,  # hidden layers
     dropout: float = 0.1,
-    embedding: int = 12,  # width of each number's embedding
+    embedding: int = 8,  # width of each number's embedding
     bins: int = 32,  # of each number's embedding, at most
     seed: int = 0,
 ) -> Model:

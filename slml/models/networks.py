@@ -56,7 +56,7 @@ class NetworkSettings(BaseModel, frozen=True):
 
     kind: Literal["mlp", "linear"] = "mlp"
     width: int = Field(default=256, ge=1)  # units in a hidden layer
-    depth: int = Field(default=3, ge=1)  # hidden layers
+    depth: int = Field(default=2, ge=1)  # hidden layers
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
