@@ -21,21 +21,26 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from ..errors import TrainingError
 from .metrics import headline, measure
 
+# %% ../../nbs/training/baselines.ipynb #5657872d
+def _numbers(column: pd.Series) -> pd.Series:
+    "A column of numbers, truth values or times as float64, with NaN for what is missing or infinite."
+    if pd.api.types.is_datetime64_any_dtype(column):
+        column = (column - pd.Timestamp(0, tz=column.dt.tz)).dt.total_seconds()
+    return column.astype("float64").replace([np.inf, -np.inf], np.nan)
+
 # %% ../../nbs/training/baselines.ipynb #8c418e1f
 LEVELS = 250  # categories of a column; the trees take up to 255
 
 # %% ../../nbs/training/baselines.ipynb #331eb386
 def _column(train: pd.Series, test: pd.Series) -> tuple[pd.Series, pd.Series]:
     "A column of the training and of the test rows, as float64 or as the same categories."
-    if pd.api.types.is_datetime64_any_dtype(train):
-        train, test = (column.astype("int64").where(column.notna()) / 1e6 for column in (train, test))
-    if pd.api.types.is_numeric_dtype(train) and not pd.api.types.is_bool_dtype(train):
-        return tuple(column.astype("float64").replace([np.inf, -np.inf], np.nan) for column in (train, test))
-    train, test = (
-        column.astype("object").where(column.notna()).map(str, na_action="ignore") for column in (train, test)
-    )
-    kept = pd.CategoricalDtype(sorted(train.value_counts().index[:LEVELS]))
-    return train.astype(kept), test.astype(kept)
+    if pd.api.types.infer_dtype(train, skipna=True) == "date":  # what Arrow's dates become in pandas
+        train, test = pd.to_datetime(train), pd.to_datetime(test)
+    if pd.api.types.is_datetime64_any_dtype(train) or pd.api.types.is_numeric_dtype(train):
+        return _numbers(train), _numbers(test)
+    train, test = (column.astype("object").map(str, na_action="ignore") for column in (train, test))
+    kept = sorted(train.value_counts().index[:LEVELS])
+    return tuple(column.where(column.isin(kept)).astype(pd.CategoricalDtype(kept)) for column in (train, test))
 
 # %% ../../nbs/training/baselines.ipynb #6c009448
 def _frames(train: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -44,15 +49,17 @@ def _frames(train: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.D
     return pd.DataFrame({n: p[0] for n, p in pairs.items()}), pd.DataFrame({n: p[1] for n, p in pairs.items()})
 
 # %% ../../nbs/training/baselines.ipynb #8f122c8a
-def _linear(task: str, seed: int) -> Pipeline:
+def _linear(task: str) -> Pipeline:
     "Gaps filled and marked, numbers scaled, categories one column each, then ridge or logistic regression."
-    numbers = make_pipeline(
-        SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler()
-    )
+    gaps = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
     categories = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=100)
     columns = ColumnTransformer(
         [
-            ("numbers", numbers, lambda frame: list(frame.select_dtypes("number").columns)),
+            (
+                "numbers",
+                make_pipeline(gaps, StandardScaler()),
+                lambda frame: list(frame.select_dtypes("number").columns),
+            ),
             ("categories", categories, lambda frame: list(frame.select_dtypes("category").columns)),
         ]
     )
@@ -60,15 +67,19 @@ def _linear(task: str, seed: int) -> Pipeline:
     return make_pipeline(columns, model)
 
 # %% ../../nbs/training/baselines.ipynb #b7e6c005
-def _models(task: str, seed: int) -> dict[str, object]:
+def _models(task: str, target: np.ndarray, seed: int) -> dict[str, object]:
     "The models by name, not fitted."
     regression = task == "regression"
+    stops = regression or np.unique(target, return_counts=True)[1].min() > 1
     trees = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
     return {
         "constant": DummyRegressor() if regression else DummyClassifier(strategy="prior"),
-        "linear": _linear(task, seed),
+        "linear": _linear(task),
         "hist_gradient_boosting": trees(
-            max_iter=1_000, early_stopping=True, categorical_features="from_dtype", random_state=seed
+            max_iter=1_000 if stops else 100,
+            early_stopping=stops,
+            categorical_features="from_dtype",
+            random_state=seed,
         ),
     }
 
@@ -76,7 +87,10 @@ def _models(task: str, seed: int) -> dict[str, object]:
 class Baselines(dict[str, dict[str, float]]):
     "Metrics by baseline, and the seconds that each took."
 
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # to fit and to predict
+
+    def _repr_html_(self) -> str:
+        return pd.DataFrame(self).T.round(4).to_html()
 
 # %% ../../nbs/training/baselines.ipynb #4d8df22b
 def _predict(task: str, model, frame: pd.DataFrame, classes: int) -> np.ndarray:
@@ -86,6 +100,22 @@ def _predict(task: str, model, frame: pd.DataFrame, classes: int) -> np.ndarray:
     found = np.zeros((len(frame), classes))
     found[:, model.classes_.astype(int)] = model.predict_proba(frame)
     return found
+
+# %% ../../nbs/training/baselines.ipynb #c2787dbb
+def _check(target: np.ndarray) -> None:
+    "Raise TrainingError when there is nothing to learn."
+    if bad := int((~np.isfinite(np.asarray(target, np.float64))).sum()):
+        raise TrainingError(
+            f"The target is not a finite number in {bad:,} training rows.",
+            expected="a number or class in each row",
+            came=f"NaN or infinity in {bad:,} of {len(target):,}",
+        )
+    if len(np.unique(target)) < 2:
+        raise TrainingError(
+            "The target has the same value in every training row.",
+            expected="at least two values",
+            came=f"{len(np.unique(target))} in {len(target):,} rows",
+        )
 
 # %% ../../nbs/training/baselines.ipynb #0a971773
 def baselines(
@@ -108,19 +138,9 @@ def baselines(
     classes = 0 if task == "regression" else int(max(target.max(), test_target.max())) + 1
     result = Baselines()
     result.seconds = {}
-    for name, model in _models(task, seed).items():
+    for name, model in _models(task, target[chosen], seed).items():
         begun = time.perf_counter()
         model.fit(fitted, target[chosen])
         result[name] = measure(task, test_target, _predict(task, model, measured, classes))
         result.seconds[name] = time.perf_counter() - begun
     return result
-
-# %% ../../nbs/training/baselines.ipynb #c2787dbb
-def _check(target: np.ndarray) -> None:
-    "Raise TrainingError when there is nothing to learn."
-    if len(np.unique(target)) < 2:
-        raise TrainingError(
-            "The target has the same value in every training row.",
-            expected="at least two values",
-            came=f"{len(np.unique(target))} in {len(target):,} rows",
-        )

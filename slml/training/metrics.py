@@ -73,7 +73,7 @@ def as_prediction(
         return np.hstack([1 - prediction, prediction])
     return prediction
 
-# %% ../../nbs/training/metrics.ipynb #553d77da
+# %% ../../nbs/training/metrics.ipynb #e3ed3d04
 def _check(task: str, target: np.ndarray, prediction: np.ndarray) -> None:
     "Raise TrainingError for what cannot be measured."
     if not len(target) or len(target) != len(prediction):
@@ -119,20 +119,18 @@ def slice_labels(
     bins: int,  # at most so many slices, besides the missing values
 ) -> pd.Series:  # ordered category
     "The slice that each row belongs to."
-    ranged = pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values)
-    if ranged and not pd.api.types.is_bool_dtype(values) and values.nunique() > bins:
-        labels = pd.qcut(values, bins, duplicates="drop")
-        names = [str(name) for name in labels.cat.categories]
-        labels = labels.cat.rename_categories(names)
+    types = pd.api.types
+    ranged = types.is_numeric_dtype(values) or types.is_datetime64_any_dtype(values)
+    if ranged and not types.is_bool_dtype(values) and values.nunique() > bins:
+        cut = pd.qcut(values, bins, duplicates="drop")
     else:
-        known = values.value_counts().index
-        kept = known[: bins - 1] if len(known) > bins else known
-        names = [*map(str, sorted(kept)), *(["other"] if len(known) > bins else [])]
-        labels = values.map(str, na_action="ignore").where(values.isin(kept) | values.isna(), "other")
-    labels = labels.astype(object).where(values.notna(), "missing")
-    return pd.Series(
-        pd.Categorical(labels, [*names, "missing"], ordered=True), values.index
-    ).cat.remove_unused_categories()
+        counts = values.value_counts()
+        kept = sorted(counts.index[:bins] if len(counts) <= bins else counts.index[: bins - 1])
+        cut = values.where(values.isin(kept)).astype(pd.CategoricalDtype(kept, ordered=True))
+    names = [*map(str, cut.cat.categories), "other", "missing"]
+    codes = np.where(values.isna(), len(names) - 1, np.where(cut.isna(), len(names) - 2, cut.cat.codes))
+    found = pd.Series(pd.Categorical.from_codes(codes, names, ordered=True), values.index)
+    return found.cat.remove_unused_categories()
 
 # %% ../../nbs/training/metrics.ipynb #0018db14
 def by_slice(
@@ -155,6 +153,7 @@ def by_slice(
 def _plot_regression(target: np.ndarray, prediction: np.ndarray, ax: Axes) -> Axes:
     "Prediction against truth, darker where there are more rows."
     low, high = np.quantile(np.concatenate([target, prediction]), [0.005, 0.995])
+    low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
     ax.hexbin(target, prediction, gridsize=40, extent=(low, high, low, high), bins="log", cmap="Blues", mincnt=1)
     ax.plot([low, high], [low, high], color="C1", linewidth=1)
     ax.set(xlabel="truth", ylabel="prediction", xlim=(low, high), ylim=(low, high))
