@@ -184,7 +184,8 @@ def sniff(
     if not rows:
         raise IngestError("holds no line of text.")
     width, _ = _width(rows)
-    line, cells = next((line, row) for line, row in rows if len(row) == width)
+    wide = [(line, row) for line, row in rows if len(row) == width]
+    line, cells = next(((line, row) for line, row in wide if sum(map(bool, row)) > width / 2), wide[0])
     if columns is not None:
         header = line if [c.strip() for c in cells] == list(columns) else 0
         names, notes = _given(columns, width), ()

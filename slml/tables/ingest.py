@@ -283,7 +283,8 @@ def _typed(chunk: Chunk, types: Mapping[str, ColumnType], connection: duckdb.Duc
         return rows, chunk.rejected
     keep = np.ones(len(rows), bool)
     keep[list(misfits)] = False
-    return rows.filter(pa.array(keep)), chunk.rejected + [_misfit(chunk, r, c, types) for r, c in sorted(misfits.items())]
+    broken = [_misfit(chunk, row, cells, types) for row, cells in misfits.items()]
+    return rows.filter(pa.array(keep)), sorted(chunk.rejected + broken, key=lambda reject: reject.line)
 
 
 def _misfit(chunk: Chunk, row: int, cells: list[tuple[str, str]], types: Mapping[str, ColumnType]) -> Reject:
@@ -375,7 +376,7 @@ def ingest(
     sources = _open(files, columns, decided, table)
     given = _declared(types or {}, sources[0].columns, decided)
     size = 2 * sum(map(_size, files.new.values()))
-    with workspace.scratch() as scratch, connect() as connection, tqdm(total=size, unit="B", unit_scale=True, desc=table) as bar:
+    with workspace.scratch() as scratch, connect() as connection, tqdm(total=size, unit="B", unit_scale=True, desc=table, leave=False) as bar:
         plan = _plan(sources, given, decided, connection, bar.update)
         load = _Load(plan, _name(files), scratch / "rejects.parquet")
         return _store(target, rejects, files, load, source, connection, bar.update)

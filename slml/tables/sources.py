@@ -396,9 +396,20 @@ def _parquet_notes(schema: pa.Schema, no_text: frozenset[str]) -> Iterator[str]:
             yield f"{column.name}: bytes that are no text are kept as hexadecimal digits."
 
 # %% ../../nbs/tables/sources.ipynb #23231756
+def _no_giants(footer: pq.FileMetaData, name: str) -> None:
+    "Refuse a file whose rows take more than `ENDLESS` bytes each. Raises `IngestError`."
+    for place in range(footer.num_row_groups):
+        group = footer.row_group(place)
+        columns = (group.column(i) for i in range(group.num_columns))
+        size = sum(column.total_uncompressed_size for column in columns) / max(group.num_rows, 1)
+        if size > ENDLESS:
+            raise IngestError(f"{name} has rows of {size / 2**20:,.0f} MiB.", expected=f"at most {ENDLESS >> 20} MiB a row")
+
+# %% ../../nbs/tables/sources.ipynb #81781e23
 def _parquet_file(file: File) -> ParquetFile:
     with opened(file) as stream:
         parquet = pq.ParquetFile(stream)
+        _no_giants(parquet.metadata, file.name)
         schema, no_text = parquet.schema_arrow, _no_text(parquet)
     if len(set(schema.names)) < len(schema.names):
         raise IngestError(f"{file.name} names a column twice.", came=", ".join(schema.names))

@@ -304,10 +304,10 @@ def _orders(finder: Finder) -> str:
 
 
 def _nearly(finder: Finder) -> str:
-    "The note of a column that is nearly something else than text."
-    if not finder.alive:
+    "The note of a column that is nearly something else than text: up to a fifth of its values stand in the way."
+    name, misses = min(finder.alive.items(), key=lambda item: item[1].count, default=("", Misses(finder.values)))
+    if misses.count > finder.values / 5:
         return ""
-    name, misses = min(finder.alive.items(), key=lambda item: item[1].count)
     type, _ = _fitting(finder, name)
     return (
         f"{1 - misses.count / finder.values:.1%} parse as {type.name}, {misses.count:,} do not (e.g. "
