@@ -72,7 +72,8 @@ def quarantined_rows(marked: Marked) -> ir.Table:
     names = [marked.flag(i).ifelse(ibis.literal(rule.name), ibis.null("string")) for i, rule in enumerate(marked.rules)]
     reasons = ibis.array(names).filter(lambda name: name.notnull()) if names else ibis.literal([], type="array<string>")
     stored = {n: marked.table[raw_name(n)] for n in marked.stored if n != BROKEN}
-    return marked.table.filter(marked.broken).select(**stored, **{BROKEN: reasons})
+    rows = marked.table.filter(marked.broken).select(**stored, **{BROKEN: reasons})
+    return rows.order_by(*stored)
 
 # %% ../../nbs/quality/clean.ipynb #aaf57563
 def clean(
