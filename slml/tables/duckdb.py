@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['QUERY_ERRORS', 'DuckDBEngine']
 
-# %% ../../nbs/tables/duckdb.ipynb #b111413c
+# %% ../../nbs/tables/duckdb.ipynb #aa3b429c
 import hashlib
 import inspect
 import re
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from ..errors import SettingsError, SlmlError, StorageError, TableError, closest
 from .catalog import Snapshot
 from .rowhash import ROW_HASH, row_hash
 
-# %% ../../nbs/tables/duckdb.ipynb #3ef09932
+# %% ../../nbs/tables/duckdb.ipynb #a68e43ef
 def _literal(path: str) -> str:
     "A path as DuckDB takes it: a quoted string in which nothing is a pattern."
     return "'" + re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''") + "'"
@@ -41,14 +42,14 @@ def _parquet(files: Iterable[str]) -> str:
     "The rows of these files, in this order, as SQL."
     return f"read_parquet([{', '.join(map(_literal, files))}], hive_partitioning = false)"
 
-# %% ../../nbs/tables/duckdb.ipynb #a278b2a1
+# %% ../../nbs/tables/duckdb.ipynb #14492d36
 def _view_name(source: Snapshot | Sequence[str]) -> str:
     "The same name for the same rows."
     if isinstance(source, Snapshot):
         return f"{source.table}_{source.id}"
     return f"files_{hashlib.sha256(repr(tuple(source)).encode()).hexdigest()[:16]}"
 
-# %% ../../nbs/tables/duckdb.ipynb #d8b091ec
+# %% ../../nbs/tables/duckdb.ipynb #e654ccc6
 def _query_error(
     error: Exception,  # of DuckDB or Ibis
     tables: Sequence[str] = (),  # the names that the query could use
@@ -65,7 +66,7 @@ def _query_error(
     hints = [line for line in lines[1:] if re.match(r"Did you mean|Candidate .*: \S", line)]
     return TableError("The query cannot be answered.", came=problem or kind, todo=" ".join(hints))
 
-# %% ../../nbs/tables/duckdb.ipynb #55c75a14
+# %% ../../nbs/tables/duckdb.ipynb #a092f0e0
 def _fault(path: str) -> str:
     "What is wrong with a Parquet file; nothing if it can be read to its end."
     try:
@@ -89,7 +90,7 @@ def _damaged(files: Iterable[str]) -> TableError | None:
             )
     return None
 
-# %% ../../nbs/tables/duckdb.ipynb #9410a58e
+# %% ../../nbs/tables/duckdb.ipynb #e88af623
 QUERY_ERRORS = ("Binder", "Catalog", "Conversion", "Out of Range", "Parser", "Syntax")
 
 
@@ -113,7 +114,7 @@ def _meaning(
         return StorageError("The disk is full.", came=first, todo="free some space for what the query spills.")
     return _damaged(files) or _query_error(error)
 
-# %% ../../nbs/tables/duckdb.ipynb #da7bb42b
+# %% ../../nbs/tables/duckdb.ipynb #b5573085
 def _hash_columns(*columns: pa.Array) -> pa.Array:
     "What DuckDB calls with the columns of a key."
     return row_hash(columns)
@@ -123,7 +124,7 @@ def _with_hash(connection: duckdb.DuckDBPyConnection) -> None:
     "Make `row_hash(...)` known to a connection."
     connection.create_function(ROW_HASH, _hash_columns, None, "BIGINT", type="arrow", null_handling="special")
 
-# %% ../../nbs/tables/duckdb.ipynb #0f397e99
+# %% ../../nbs/tables/duckdb.ipynb #9e2664f5
 def _hash_function(types: tuple[ibis.DataType, ...]) -> Callable[..., ibis.Value]:
     "`row_hash` as Ibis sees it, for columns of these types."
 
@@ -133,7 +134,7 @@ def _hash_function(types: tuple[ibis.DataType, ...]) -> Callable[..., ibis.Value
     hashing.__signature__ = inspect.Signature(named)
     return ibis.udf.scalar.builtin(name=ROW_HASH, signature=(types, "int64"))(hashing)
 
-# %% ../../nbs/tables/duckdb.ipynb #fd268764
+# %% ../../nbs/tables/duckdb.ipynb #6a9c47ea
 def _connect(memory: str, cores: int, spill: str) -> ibis.BaseBackend:
     "A database in memory. Raises `SettingsError` for a limit that DuckDB does not understand."
     settings = {"memory_limit": memory, "threads": cores, "temp_directory": spill}
@@ -150,12 +151,12 @@ def _connect(memory: str, cores: int, spill: str) -> ibis.BaseBackend:
     _with_hash(backend.con)
     return backend
 
-# %% ../../nbs/tables/duckdb.ipynb #46533c12
+# %% ../../nbs/tables/duckdb.ipynb #68d4d2e4
 def _in_microseconds(schema: pa.Schema) -> pa.Schema:
     "The schema with times of day in microseconds."
     return pa.schema([f.with_type(pa.time64("us")) if pa.types.is_time64(f.type) else f for f in schema])
 
-# %% ../../nbs/tables/duckdb.ipynb #24cd8b58
+# %% ../../nbs/tables/duckdb.ipynb #c156699d
 class DuckDBEngine:
     "An engine in this process."
 
@@ -173,6 +174,7 @@ class DuckDBEngine:
         except OSError as error:
             raise StorageError(f"{scratch} cannot be written.", came=error.strerror or str(error)) from error
         self._backend = _connect(memory, cores, self._spill)
+        weakref.finalize(self._backend, shutil.rmtree, self._spill, True)  # for whoever forgets to close
         self._files: dict[str, None] = {}  # an ordered set of all that were opened
 
     @contextmanager

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENGINES', 'Engine', 'open_engine']
 
-# %% ../../nbs/tables/engine.ipynb #e19644c2
+# %% ../../nbs/tables/engine.ipynb #59ac1bfc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
@@ -19,7 +19,7 @@ from ..errors import SettingsError, closest
 from .catalog import Snapshot
 from ..workspace import Workspace
 
-# %% ../../nbs/tables/engine.ipynb #1d6c1b4e
+# %% ../../nbs/tables/engine.ipynb #0955f6cf
 class Engine(Protocol):
     "What runs queries over snapshots."
 
@@ -73,7 +73,7 @@ class Engine(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-# %% ../../nbs/tables/engine.ipynb #73534d00
+# %% ../../nbs/tables/engine.ipynb #035777eb
 def _duckdb(workspace: Workspace) -> Engine:
     from slml.tables.duckdb import DuckDBEngine
 
@@ -83,7 +83,7 @@ def _duckdb(workspace: Workspace) -> Engine:
 
 ENGINES: dict[str, Callable[[Workspace], Engine]] = {"duckdb": _duckdb}
 
-# %% ../../nbs/tables/engine.ipynb #b69bab59
+# %% ../../nbs/tables/engine.ipynb #1e46655b
 def open_engine(
     workspace: Workspace,  # its `engine` names one of ENGINES
 ) -> Engine:

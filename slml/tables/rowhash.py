@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW_HASH', 'mix', 'row_hash']
 
-# %% ../../nbs/tables/rowhash.ipynb #708af664
+# %% ../../nbs/tables/rowhash.ipynb #b522bd99
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ..errors import TableError
 
-# %% ../../nbs/tables/rowhash.ipynb #49494e10
+# %% ../../nbs/tables/rowhash.ipynb #fdab68a9
 ROW_HASH = "row_hash"  # the column of every cleaned table
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, made odd: zero must not stay zero
 _NULL = np.uint64(0x6E756C6C2D726F77)  # what a missing value counts as
@@ -32,7 +32,7 @@ def mix(
     numbers ^= numbers >> np.uint64(31)
     return numbers
 
-# %% ../../nbs/tables/rowhash.ipynb #4e6004f4
+# %% ../../nbs/tables/rowhash.ipynb #cf948213
 def _canonical(values: pa.Array) -> pa.Array:
     "Times in microseconds, dates in days; everything else as it is."
     kind, units = values.type, {"timestamp": pa.timestamp("us"), "time": pa.time64("us"), "duration": pa.duration("us")}
@@ -43,7 +43,7 @@ def _canonical(values: pa.Array) -> pa.Array:
     family = "time" if pa.types.is_time(kind) else "duration" if pa.types.is_duration(kind) else ""
     return values.cast(units[family], safe=False) if family else values
 
-# %% ../../nbs/tables/rowhash.ipynb #d4758a41
+# %% ../../nbs/tables/rowhash.ipynb #3dbbc7eb
 def _integers(values: pa.Array) -> np.ndarray:
     "The values as 64-bit integers, 0 where there is none."
     values = _canonical(values)
@@ -53,13 +53,13 @@ def _integers(values: pa.Array) -> np.ndarray:
         values = values.view(pa.int32() if values.type.bit_width == 32 else pa.int64())
     return pc.fill_null(values, 0).to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
 
-# %% ../../nbs/tables/rowhash.ipynb #55adfb6a
+# %% ../../nbs/tables/rowhash.ipynb #04ea5fb8
 def _float_bits(values: pa.Array) -> np.ndarray:
     "The bits of the values as 64-bit floats, with one zero and one NaN."
     numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False) + 0.0  # -0.0 + 0.0 is 0.0
     return np.where(np.isnan(numbers), np.nan, numbers).view(np.uint64)
 
-# %% ../../nbs/tables/rowhash.ipynb #64c3b3de
+# %% ../../nbs/tables/rowhash.ipynb #a8ffe8ff
 def _fold(
     start: np.ndarray,  # (n,), what tells sequences of the same words apart: their lengths
     counts: np.ndarray,  # (n,), how many words each row has
@@ -72,7 +72,7 @@ def _fold(
         position += 1
     return result
 
-# %% ../../nbs/tables/rowhash.ipynb #5eb8c173
+# %% ../../nbs/tables/rowhash.ipynb #5a1fca42
 def _text(values: pa.Array) -> np.ndarray:
     "The bytes of each value, eight at a time and little-endian, folded."
     values = pc.fill_null(values.cast(pa.large_binary()), b"")
@@ -87,7 +87,7 @@ def _text(values: pa.Array) -> np.ndarray:
 
     return _fold(lengths, -(-lengths // 8), word)
 
-# %% ../../nbs/tables/rowhash.ipynb #c1cb1fc2
+# %% ../../nbs/tables/rowhash.ipynb #64862ef6
 def _nested(values: pa.Array) -> np.ndarray:
     "Structs by their fields in order; lists and maps by their items in order."
     if pa.types.is_struct(values.type):
@@ -99,7 +99,7 @@ def _nested(values: pa.Array) -> np.ndarray:
     counts = np.where(values.is_valid().to_numpy(zero_copy_only=False), np.diff(offsets), 0)
     return _fold(counts, counts, lambda rows, position: items[offsets[:-1][rows] + position])
 
-# %% ../../nbs/tables/rowhash.ipynb #458d58c8
+# %% ../../nbs/tables/rowhash.ipynb #e6a87d7f
 def _value_hashes(values: pa.Array) -> np.ndarray:
     "A 64-bit hash of each value; of a missing one, anything."
     kind = values.type
@@ -122,7 +122,7 @@ def _hashes(values: pa.Array) -> np.ndarray:
     hashes = _value_hashes(values)
     return np.where(values.is_valid().to_numpy(zero_copy_only=False), hashes, _NULL) if values.null_count else hashes
 
-# %% ../../nbs/tables/rowhash.ipynb #79bbb50a
+# %% ../../nbs/tables/rowhash.ipynb #72ffd308
 def _combine(columns: Sequence[pa.Array]) -> np.ndarray:
     "One 64-bit number for each row; columns in another order give another one."
     total = np.zeros(len(columns[0]), np.uint64)
@@ -131,7 +131,7 @@ def _combine(columns: Sequence[pa.Array]) -> np.ndarray:
         mix(total)
     return total
 
-# %% ../../nbs/tables/rowhash.ipynb #6be8f30e
+# %% ../../nbs/tables/rowhash.ipynb #918da5b2
 def row_hash(
     columns: Sequence[pa.Array | pa.ChunkedArray],  # the columns of the key, in order, of equal length
 ) -> pa.Int64Array:  # 63 bits: never negative, never null
