@@ -5,6 +5,7 @@ from datetime import date, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -292,3 +293,20 @@ def test_dates_as_edges_are_dates(tables) -> None:
     store, engine = tables
     part = split(store("trips", trips()), engine, SHARES, time="day").part("test")
     assert date.fromisoformat(part.time_low) < date.fromisoformat(part.time_high)
+
+
+def test_a_real_month(shared_data, workspace: Workspace) -> None:
+    """Some of its trips begin years before the month: the cuts are found all the same."""
+    raw = pq.read_table(shared_data / "nyc_green" / "green_tripdata_2023-01.parquet")
+    raw = raw.select(["lpep_pickup_datetime", "PULocationID", "fare_amount"])
+    raw = raw.append_column(ROW_HASH, row_hash(raw.columns)).sort_by(ROW_HASH)
+    snapshot = Catalog(workspace).table("green").append(raw)
+    with open_engine(workspace) as engine:
+        for time, off in (("", 0.01), ("lpep_pickup_datetime", 0.0002)):
+            parts = split(snapshot, engine, SHARES, time=time)
+            assert sum(parts.rows.values()) == raw.num_rows == 68_211
+            for name, share in SHARES.items():
+                assert parts.rows[name] / parts.total == pytest.approx(share, abs=off)
+        drawn = engine.read(sample(snapshot, engine, rows=5_000, part=parts.part("test")))
+        assert drawn.num_rows == 5_000
+        assert min(drawn["lpep_pickup_datetime"].to_pylist()) >= datetime.fromisoformat(parts.part("test").time_low)
