@@ -124,11 +124,11 @@ def test_the_fare_is_more_than_a_line_can_learn(trips) -> None:
 
     def error(model) -> float:
         model.fit(x[order[:n]], y[order[:n]])
-        return float(np.sqrt(np.mean((model.predict(x[order[n:]]) - y[order[n:]]) ** 2)))
+        return float(np.abs(model.predict(x[order[n:]]) - y[order[n:]]).mean())
 
-    boosted = error(HistGradientBoostingRegressor(max_iter=60, learning_rate=0.2, random_state=0))
+    boosted = error(HistGradientBoostingRegressor(max_iter=80, learning_rate=0.2, random_state=0))
     linear = error(LinearRegression())
-    assert boosted < 0.8 * linear, (boosted, linear)
+    assert boosted < 0.7 * linear, (boosted, linear)
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:

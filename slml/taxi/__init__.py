@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Generated', 'contract', 'generate']
 
-# %% ../../nbs/taxi/init.ipynb #45a0e127
+# %% ../../nbs/taxi/init.ipynb #dfb7b25f
 from .files import Generated, generate
 from .rules import contract
 
-# %% ../../nbs/taxi/init.ipynb #488c6e2b
+# %% ../../nbs/taxi/init.ipynb #96d3e258
 _all_ = ["Generated", "contract", "generate"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['options', 'main']
 
-# %% ../../nbs/taxi/command.ipynb #85a82d03
+# %% ../../nbs/taxi/command.ipynb #2bffeda4
 import argparse
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..errors import SlmlError
 from .files import generate
 from .rules import contract
 
-# %% ../../nbs/taxi/command.ipynb #9010dd56
+# %% ../../nbs/taxi/command.ipynb #5046d91c
 def options() -> argparse.ArgumentParser:
     "What the command understands."
     parser = argparse.ArgumentParser(prog="python -m slml.taxi", description="Write synthetic DC-taxi-like trips, with "
@@ -42,6 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:  # the exit code
     print(made)
     return 0
 
-# %% ../../nbs/taxi/command.ipynb #b41c0451
+# %% ../../nbs/taxi/command.ipynb #48112a0c
 if __name__ == "__main__" and "__file__" in globals():
     sys.exit(main())

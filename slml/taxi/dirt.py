@@ -9,7 +9,7 @@ __all__ = ['NULL_FARE', 'NULL_ORIGIN', 'NULL_DESTINATION_TOO', 'NULL_DESTINATION
            'minutes', 'swapped_origin', 'day_first', 'day_of', 'wrong_total', 'arrived_before', 'long_state', 'shares',
            'hit', 'spoil', 'spoil_rows', 'note']
 
-# %% ../../nbs/taxi/dirt.ipynb #f1854983
+# %% ../../nbs/taxi/dirt.ipynb #2c32372f
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from ..errors import UsageError, closest
 from .trips import TIME, Trips
 
-# %% ../../nbs/taxi/dirt.ipynb #8dbac3d2
+# %% ../../nbs/taxi/dirt.ipynb #b3ac7659
 NULL_FARE, NULL_ORIGIN = 0.0734, 0.162  # shares in the published file of 2023
 NULL_DESTINATION_TOO, NULL_DESTINATION_ALONE = 0.5, 0.08  # assumed: not known for the published file
 
@@ -55,14 +55,14 @@ def put(table: pa.Table, column: str, where: np.ndarray, values: pa.Array | str)
     new = pa.array([values], pa.string())[0] if isinstance(values, str) else values.cast(pa.string())
     return table.set_column(table.column_names.index(column), column, pc.replace_with_mask(old, pa.array(where), new))
 
-# %% ../../nbs/taxi/dirt.ipynb #bb1b92a8
+# %% ../../nbs/taxi/dirt.ipynb #d1e8f019
 NATURAL = {
     "no_fare": ("FAREAMOUNT",),
     "no_origin": (*ORIGIN_POINT, "ORIGIN_BLOCKNAME"),
     "no_destination": (*DESTINATION_POINT, "DESTINATION_BLOCKNAME"),
 }
 
-# %% ../../nbs/taxi/dirt.ipynb #edbd3a35
+# %% ../../nbs/taxi/dirt.ipynb #64e2b8f4
 def everyone(trips: Trips) -> np.ndarray:  # (n,) bool
     "Every row can be hit."
     return np.ones(len(trips), dtype=bool)
@@ -98,7 +98,7 @@ class Victims:
         "A text for each row, drawn from a list."
         return [values[i] for i in self.rng.integers(0, len(values), self.rows.num_rows)]
 
-# %% ../../nbs/taxi/dirt.ipynb #0f5ab280
+# %% ../../nbs/taxi/dirt.ipynb #d4fc4131
 def null_text(victims: Victims, column: str) -> list[str]:
     "The word that a database prints."
     return victims.one_of(["NULL", "null"] if column == "FAREAMOUNT" else ["NULL"])
@@ -108,7 +108,7 @@ def nothing(victims: Victims, column: str) -> list[str]:
     "An empty field."
     return victims.one_of([""])
 
-# %% ../../nbs/taxi/dirt.ipynb #2b53f540
+# %% ../../nbs/taxi/dirt.ipynb #9db5fe83
 def negative(victims: Victims, column: str) -> list[str]:
     "The amount with a minus, as a refund is booked."
     return [f"-{text}" for text in victims.texts(column)]
@@ -134,12 +134,12 @@ def minutes(victims: Victims, column: str) -> list[str]:
     "The duration in minutes where seconds are meant."
     return [f"{seconds / 60:.1f}" for seconds in victims.numbers(column)]
 
-# %% ../../nbs/taxi/dirt.ipynb #bcee207c
+# %% ../../nbs/taxi/dirt.ipynb #2ded9aea
 def swapped_origin(victims: Victims, column: str) -> list[str]:
     "Latitude as longitude, and the other way round."
     return victims.texts(ORIGIN_POINT[1 - ORIGIN_POINT.index(column)])
 
-# %% ../../nbs/taxi/dirt.ipynb #33c7379e
+# %% ../../nbs/taxi/dirt.ipynb #c0e403a8
 def day_first(victims: Victims, column: str) -> list[str]:
     "The time with the day before the month."
     return [f"{text[3:5]}/{text[:2]}{text[5:]}" for text in victims.texts(column)]
@@ -152,7 +152,7 @@ def day_of(trips: Trips) -> np.ndarray:
 
 TIMES = ("ORIGINDATETIME_TR", "DESTINATIONDATETIME_TR")
 
-# %% ../../nbs/taxi/dirt.ipynb #7bb7f4e2
+# %% ../../nbs/taxi/dirt.ipynb #eace3f6e
 def wrong_total(victims: Victims, column: str) -> list[str]:
     "A total that is not the sum of its parts."
     extra = victims.rng.integers(1, 20, victims.rows.num_rows) / 2
@@ -170,7 +170,7 @@ def long_state(victims: Victims, column: str) -> list[str]:
     "The state in another spelling."
     return victims.one_of(["District of Columbia", "D.C.", "dc", "Wash. DC"])
 
-# %% ../../nbs/taxi/dirt.ipynb #71ce809e
+# %% ../../nbs/taxi/dirt.ipynb #bc52886b
 MONEY_AND_WAY = ("FAREAMOUNT", "MILEAGE", "DURATION")
 DUPLICATE = "duplicate"
 DEFECTS = (
@@ -190,7 +190,7 @@ DEFECTS = (
 )
 KINDS = (*(defect.kind for defect in DEFECTS), DUPLICATE)
 
-# %% ../../nbs/taxi/dirt.ipynb #64cce6e7
+# %% ../../nbs/taxi/dirt.ipynb #1fc37652
 def shares(dirt: float | Mapping[str, float]) -> dict[str, float]:
     "The share of each kind; raises UsageError for an unknown kind, or when nothing right would be left."
     given = dict(dirt) if isinstance(dirt, Mapping) else dict.fromkeys(KINDS, dirt / len(KINDS))
@@ -202,7 +202,7 @@ def shares(dirt: float | Mapping[str, float]) -> dict[str, float]:
         raise UsageError("The shares of dirt do not fit.", expected=expected, came=f"{dirt}")
     return {kind: given.get(kind, 0.0) for kind in KINDS}
 
-# %% ../../nbs/taxi/dirt.ipynb #983aa1dc
+# %% ../../nbs/taxi/dirt.ipynb #03e4def8
 def hit(
     rng: np.random.Generator,
     trips: Trips,
@@ -223,7 +223,7 @@ def hit(
     kind[(kind == KINDS.index(DUPLICATE)) & before] = right
     return kind
 
-# %% ../../nbs/taxi/dirt.ipynb #50c37d48
+# %% ../../nbs/taxi/dirt.ipynb #e75d6a6f
 TRUTH = pa.schema(
     {"line": pa.int64(), "OBJECTID": pa.int64(), "kind": pa.string(), "column": pa.string(), "natural": pa.bool_()}
 )
@@ -253,7 +253,7 @@ def spoil(
     numbers = table["OBJECTID"].take(truth["line"]).cast(pa.int64())
     return table, truth.add_column(1, "OBJECTID", numbers).cast(TRUTH)
 
-# %% ../../nbs/taxi/dirt.ipynb #5a97bc29
+# %% ../../nbs/taxi/dirt.ipynb #83f977f7
 def spoil_rows(
     rng: np.random.Generator, table: pa.Table, defect: Defect, rows: np.ndarray
 ) -> tuple[pa.Table, list[pa.Table]]:

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'TEXT', 'FIELDS', 'TRUTH_FIELDS', 'months_from', 'days_in', 'hourly', 'month_in_blocks', 'Generated',
            'counted', 'write_month', 'tally', 'shared_out', 'generate']
 
-# %% ../../nbs/taxi/files.ipynb #f2a9dddf
+# %% ../../nbs/taxi/files.ipynb #ec6071ae
 import calendar
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from ..storage import open_atomic
 from .dirt import TRUTH, shares, spoil
 from .trips import COLUMNS, Trips, as_text, demand, hours_of, trips
 
-# %% ../../nbs/taxi/files.ipynb #5e008437
+# %% ../../nbs/taxi/files.ipynb #90a1fa4a
 def months_from(
     first: str,  # such as 2023-03
     files: int,  # how many months
@@ -43,7 +43,7 @@ def days_in(month: date) -> int:
     "The days of a month."
     return calendar.monthrange(month.year, month.month)[1]
 
-# %% ../../nbs/taxi/files.ipynb #566e060a
+# %% ../../nbs/taxi/files.ipynb #9759d34d
 BLOCK = 131_072  # rows
 
 
@@ -62,7 +62,7 @@ def month_in_blocks(seed: int, month: date, rows: int) -> Iterator[tuple[np.rand
         position = np.arange(start, min(start + BLOCK, rows))
         yield rng, trips(rng, month, position + 1, np.searchsorted(last, position, side="right"))
 
-# %% ../../nbs/taxi/files.ipynb #c0eb040a
+# %% ../../nbs/taxi/files.ipynb #82458ac8
 @dataclass(frozen=True)
 class Generated:
     "Synthetic files and the truth about them."
@@ -91,7 +91,7 @@ def counted(counts: Mapping[str, int]) -> str:
     "The counts in words."
     return ", ".join(f"{kind} {count:,}" for kind, count in sorted(counts.items())) or "nothing"
 
-# %% ../../nbs/taxi/files.ipynb #ed0242f6
+# %% ../../nbs/taxi/files.ipynb #cea0dfa8
 TEXT = csv.WriteOptions(delimiter="|", quoting_style="none", quoting_header="none")
 FIELDS = pa.schema([(name, pa.string()) for name in COLUMNS])
 TRUTH_FIELDS = pa.schema([("file", pa.string()), *TRUTH])
@@ -116,7 +116,7 @@ def write_month(
             yield truth.set_column(0, "line", lines).add_column(0, "file", named).cast(TRUTH_FIELDS)
             written += len(block)
 
-# %% ../../nbs/taxi/files.ipynb #e1746099
+# %% ../../nbs/taxi/files.ipynb #d36c3271
 def tally(truth: pa.Table, planted: Counter, natural: Counter) -> int:  # rows with any defect
     "Adds a block of the truth to the counts."
     for row in truth.group_by(["kind", "natural"]).aggregate([([], "count_all")]).to_pylist():
@@ -129,7 +129,7 @@ def shared_out(rows: int, months: Sequence[date]) -> list[int]:
     days = np.cumsum([days_in(month) for month in months])
     return np.diff(days * rows // days[-1], prepend=0).tolist()
 
-# %% ../../nbs/taxi/files.ipynb #5e49fcc8
+# %% ../../nbs/taxi/files.ipynb #a4efa231
 def generate(
     folder: str | Path,  # is made where it is not there
     rows: int,  # in all files together, duplicates included

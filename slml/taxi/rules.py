@@ -7,7 +7,7 @@ __all__ = ['USD', 'POINTS', 'TIMES', 'UNITS', 'REQUIRED', 'DESCRIPTIONS', 'TARIF
            'ZIP', 'NUMBERED', 'BOX', 'REGION', 'ARROW', 'SUM', 'OFF', 'NO_CITY', 'SPEED', 'TWO', 'FEATURES', 'NOTES',
            'FOUND_BY', 'column', 'valid', 'accurate', 'consistent', 'uniform', 'contract', 'found_by']
 
-# %% ../../nbs/taxi/rules.ipynb #6401a479
+# %% ../../nbs/taxi/rules.ipynb #cf20d039
 from datetime import timedelta
 
 from slml.contract import (
@@ -30,7 +30,7 @@ from slml.contract import (
 from .files import days_in, months_from
 from .trips import COLUMNS, TIME
 
-# %% ../../nbs/taxi/rules.ipynb #efd989a7
+# %% ../../nbs/taxi/rules.ipynb #2613e12a
 USD = ("FAREAMOUNT", "GRATUITYAMOUNT", "SURCHARGEAMOUNT", "EXTRAFAREAMOUNT", "TOLLAMOUNT", "TOTALAMOUNT")
 POINTS = ("ORIGIN_BLOCK_LATITUDE", "ORIGIN_BLOCK_LONGITUDE", "DESTINATION_BLOCK_LAT", "DESTINATION_BLOCK_LONG")
 TIMES = ("ORIGINDATETIME_TR", "DESTINATIONDATETIME_TR")
@@ -62,7 +62,7 @@ def column(name: str) -> Column:
         description=DESCRIPTIONS.get(name, ""),
     )
 
-# %% ../../nbs/taxi/rules.ipynb #18d6beae
+# %% ../../nbs/taxi/rules.ipynb #658f9174
 TARIFF = "The meter starts at 3.25; 65 miles at 2.16 and two hours of waiting at 25 make 194 USD, the most there is."
 AND_BACK = "From one end of the region's box to the other, and back."
 SHIFT = "A trip takes time, and nobody is driven for more than four hours."
@@ -88,7 +88,7 @@ def valid(
         Unique(("OBJECTID", "ORIGINDATETIME_TR"), reason=NUMBERED),
     )
 
-# %% ../../nbs/taxi/rules.ipynb #ab973614
+# %% ../../nbs/taxi/rules.ipynb #cc6fb532
 BOX = {"south": 38.70, "north": 39.30, "west": -77.60, "east": -76.55}
 REGION = "The District, its suburbs and its three airports; exchanged, the two would point to Antarctica."
 
@@ -100,7 +100,7 @@ def accurate() -> tuple[AnyRule, ...]:
         InsideBox(*POINTS[2:], **BOX, name="destination: inside the region", reason=REGION),
     )
 
-# %% ../../nbs/taxi/rules.ipynb #baf45fa7
+# %% ../../nbs/taxi/rules.ipynb #77ccf8aa
 ARROW = "Nobody arrives before they leave."
 SUM = "The column dictionary defines the total so; a cent is left to rounding."
 OFF = "A meter that was switched off shows no miles although the cab moved."
@@ -118,7 +118,7 @@ def consistent() -> tuple[AnyRule, ...]:
         Expression("upper(ORIGINCITY) <> 'NULL'", name="ORIGINCITY: a name, not the word NULL", reason=NO_CITY),
     )
 
-# %% ../../nbs/taxi/rules.ipynb #9cdd4026
+# %% ../../nbs/taxi/rules.ipynb #70be57c5
 SPEED = "Miles by seconds: 90 miles an hour at most. Minutes in place of seconds make it sixty times as much."
 TWO = "States are written with two capital letters."
 
@@ -131,7 +131,7 @@ def uniform() -> tuple[AnyRule, ...]:
         SameFormat("DESTINATIONSTATE", "[A-Z]{2}", reason=TWO),
     )
 
-# %% ../../nbs/taxi/rules.ipynb #617fce42
+# %% ../../nbs/taxi/rules.ipynb #8d04bcf7
 FEATURES = (Distance(*POINTS), TimeParts("ORIGINDATETIME_TR"), *(Numeric(name) for name in POINTS))
 NOTES = (
     "Features are what is known when a trip begins: MILEAGE, DURATION and all other amounts would give the fare away.",
@@ -159,7 +159,7 @@ def contract(
         notes=NOTES,
     )
 
-# %% ../../nbs/taxi/rules.ipynb #ef9a3407
+# %% ../../nbs/taxi/rules.ipynb #bf6e1095
 FOUND_BY = {
     "no_fare": "FAREAMOUNT: not null",
     "no_origin": "ORIGIN_BLOCK_LATITUDE: not null",

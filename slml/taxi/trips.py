@@ -8,7 +8,7 @@ __all__ = ['HEADER', 'COLUMNS', 'PLACES', 'BLOCKS_A_PLACE', 'DROP', 'STEP', 'STE
            'straight_miles', 'hours_of', 'bump', 'demand', 'traffic', 'meter', 'choose_blocks', 'drive', 'Trips',
            'money', 'trips', 'spell', 'cents', 'place_columns', 'clock', 'as_text']
 
-# %% ../../nbs/taxi/trips.ipynb #b7726382
+# %% ../../nbs/taxi/trips.ipynb #dc31a756
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-# %% ../../nbs/taxi/trips.ipynb #9218b448
+# %% ../../nbs/taxi/trips.ipynb #81b01bd7
 HEADER = (
     "OBJECTID|TRIPTYPE|PROVIDERNAME|FAREAMOUNT|GRATUITYAMOUNT|SURCHARGEAMOUNT|EXTRAFAREAMOUNT|TOLLAMOUNT|TOTALAMOUNT"
     "|PAYMENTTYPE|ORIGINCITY|ORIGINSTATE|ORIGINZIP|DESTINATIONCITY|DESTINATIONSTATE|DESTINATIONZIP|MILEAGE|DURATION"
@@ -26,7 +26,7 @@ HEADER = (
 )
 COLUMNS = tuple(HEADER.split("|"))
 
-# %% ../../nbs/taxi/trips.ipynb #8c81507f
+# %% ../../nbs/taxi/trips.ipynb #d1654727
 @dataclass(frozen=True)
 class Place:
     "A part of the made-up city, from which trips start and to which they go."
@@ -62,7 +62,7 @@ PLACES = (
     Place("BWI Airport", 39.1774, -76.6684, 0.0020, 0.5, 0.4, 0.0, "21240", "", "Baltimore", "MD", True),
 )
 
-# %% ../../nbs/taxi/trips.ipynb #14e14418
+# %% ../../nbs/taxi/trips.ipynb #407e8936
 BLOCKS_A_PLACE = 160
 
 
@@ -86,15 +86,17 @@ def block_name(place: Place, index: int) -> str:
     "A made-up name in the published spelling, such as '1400 BLOCK K STREET NW'."
     if place.airport:
         return f"{place.name} TERMINAL {index + 1}".upper()
-    street = "KLMNPQRSTV"[index % 10] if index % 2 else f"{index % 28 + 1}TH"
+    number = index % 28 + 1
+    ending = {1: "ST", 2: "ND", 3: "RD", 21: "ST", 22: "ND", 23: "RD"}.get(number, "TH")
+    street = "KLMNPQRSTV"[index % 10] if index % 2 else f"{number}{ending}"
     return f"{index // 8 + 1}00 BLOCK {street} STREET {place.quadrant}"
 
-# %% ../../nbs/taxi/trips.ipynb #d933be84
+# %% ../../nbs/taxi/trips.ipynb #915386f7
 def of_blocks(field: str) -> np.ndarray:  # (blocks,)
     "A field of the place that each block belongs to."
     return np.array([getattr(place, field) for place in PLACES])[blocks()["place"].to_numpy()]
 
-# %% ../../nbs/taxi/trips.ipynb #1bd78c5f
+# %% ../../nbs/taxi/trips.ipynb #2adde7d0
 def straight_miles(
     latitude: np.ndarray,  # (n,), degrees
     longitude: np.ndarray,  # (n,), degrees
@@ -106,7 +108,7 @@ def straight_miles(
     chord = np.sin((c - a) / 2) ** 2 + np.cos(a) * np.cos(c) * np.sin((d - b) / 2) ** 2
     return 3958.8 * 2 * np.arcsin(np.sqrt(chord))
 
-# %% ../../nbs/taxi/trips.ipynb #5fb9098f
+# %% ../../nbs/taxi/trips.ipynb #9827387b
 def hours_of(first: date, days: int) -> np.ndarray:  # (24 * days,), 0 = Monday 00:00 .. 167
     "The hour of the week of every hour in a period."
     return (first.weekday() * 24 + np.arange(24 * days)) % 168
@@ -132,7 +134,7 @@ def traffic(week_hour: np.ndarray) -> np.ndarray:  # 0..1
     workday = 0.05 + 0.75 * bump(hour, 8.3, 1.3) + 0.9 * bump(hour, 17.3, 1.6) + 0.35 * bump(hour, 13, 2)
     return np.where(weekend, 0.05 + 0.4 * bump(hour, 15, 3.5), workday)
 
-# %% ../../nbs/taxi/trips.ipynb #eb697360
+# %% ../../nbs/taxi/trips.ipynb #fe79d792
 DROP, STEP = 325, 27  # cents
 STEP_MILES, STEP_SECONDS = 0.125, 3600 * 0.27 / 25
 RIVER = -76.985  # longitude of the Anacostia, roughly
@@ -146,7 +148,7 @@ def meter(
     distance = np.ceil(np.round((miles - STEP_MILES) / STEP_MILES, 6)).clip(0)
     return (DROP + STEP * (distance + np.floor(waiting / STEP_SECONDS))).astype(np.int64)
 
-# %% ../../nbs/taxi/trips.ipynb #9364f4a0
+# %% ../../nbs/taxi/trips.ipynb #baeb140e
 def choose_blocks(
     rng: np.random.Generator,
     by_night: np.ndarray,  # (n,), bool
@@ -161,7 +163,7 @@ def choose_blocks(
         chosen[here] = np.minimum(drawn, len(owner) - 1)
     return chosen
 
-# %% ../../nbs/taxi/trips.ipynb #c9826451
+# %% ../../nbs/taxi/trips.ipynb #cc9fa742
 def drive(
     rng: np.random.Generator,
     week_hour: np.ndarray,  # (n,), 0..167
@@ -179,7 +181,7 @@ def drive(
     waiting = (20 + 380 * miles**0.75 * full * (0.15 + core)) * rng.lognormal(0, 0.15, n)
     return np.round(miles, 2), np.round(miles / pace * 3600 + waiting), waiting
 
-# %% ../../nbs/taxi/trips.ipynb #65be6f39
+# %% ../../nbs/taxi/trips.ipynb #73cee6a5
 @dataclass(frozen=True)
 class Trips:
     "Trips as arrays of the same length."
@@ -203,7 +205,7 @@ class Trips:
         "Whether an airport is at one end."
         return of_blocks("airport")[self.origin] | of_blocks("airport")[self.destination]
 
-# %% ../../nbs/taxi/trips.ipynb #3eee7cb7
+# %% ../../nbs/taxi/trips.ipynb #c52e0876
 def money(
     rng: np.random.Generator,
     miles: np.ndarray,  # (n,)
@@ -222,7 +224,7 @@ def money(
         "TOLLAMOUNT": np.where(toll, 400, 0),
     }
 
-# %% ../../nbs/taxi/trips.ipynb #0a3d7111
+# %% ../../nbs/taxi/trips.ipynb #561f195c
 def trips(
     rng: np.random.Generator,
     first: date,  # first day of the month
@@ -241,7 +243,7 @@ def trips(
     parts = money(rng, miles, waiting, far, payment)
     return Trips(first, number, hour, arrival, origin, destination, miles, seconds, parts, payment)
 
-# %% ../../nbs/taxi/trips.ipynb #cbfc059c
+# %% ../../nbs/taxi/trips.ipynb #bc16550f
 def spell(values: np.ndarray, spelling: Callable[[object], str]) -> pa.StringArray:
     "The values as text, each distinct one spelled once."
     distinct, position = np.unique(values, return_inverse=True)
@@ -252,7 +254,7 @@ def cents(value: int) -> str:
     "An amount as the files write it: 1579 is '15.79'."
     return f"{value / 100:.2f}"
 
-# %% ../../nbs/taxi/trips.ipynb #353ba2ba
+# %% ../../nbs/taxi/trips.ipynb #6992f3b5
 TIME = "%m/%d/%Y %H:%M"
 TRIP_TYPES = ("Ordinal", "VoD", "TransportDC", "NEMT")
 PROVIDERS = tuple(f"Synthetic Cab {letter}" for letter in "ABCDEF")
@@ -275,7 +277,7 @@ def clock(first: date, hours: np.ndarray) -> pa.StringArray:
     start = datetime.combine(first, time())
     return spell(hours, lambda hour: (start + timedelta(hours=hour)).strftime(TIME))
 
-# %% ../../nbs/taxi/trips.ipynb #6257272f
+# %% ../../nbs/taxi/trips.ipynb #755ee52d
 ORIGIN = COLUMNS[10:13] + COLUMNS[18:21]  # city, state, zip, latitude, longitude, name of the block
 DESTINATION = COLUMNS[13:16] + COLUMNS[21:24]
 
