@@ -17,7 +17,7 @@ import json
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from os.path import abspath
 from pathlib import Path
@@ -222,12 +222,12 @@ class Bundle:
 
     uri: str  # of the folder
     hash: str  # SHA-256 of the manifest
-    encoder: Encoder
-    contract: Contract
-    metrics: dict
-    lineage: Lineage
-    parity: pa.Table  # raw columns and PREDICTION
-    session: ort.InferenceSession
+    encoder: Encoder = field(repr=False)
+    contract: Contract = field(repr=False)
+    metrics: dict = field(repr=False)
+    lineage: Lineage = field(repr=False)
+    parity: pa.Table = field(repr=False)  # raw columns and PREDICTION
+    session: ort.InferenceSession = field(repr=False)
 
     @classmethod
     def load(

@@ -10,7 +10,7 @@ __all__ = ['CHAMPION', 'CHALLENGER', 'MARGIN', 'Version', 'Versions', 'full_name
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ class Version:
 
     name: str  # of the model in its project
     number: int  # 1, 2, ... in the order of registration
-    uri: str  # of the bundle
+    uri: str = field(repr=False)  # of the bundle
     hash: str  # of the bundle
     metric: str  # the one that decides; lower is better
     value: float  # of the metric on the test part
