@@ -306,6 +306,7 @@ def execute(
 
 def main() -> int:  # the exit code: 0 done, 1 failed, 2 called wrongly, 130 cancelled
     "What `python -m slml.jobs.execute FOLDER` does."
+    sys.modules["rfc3987_syntax"] = None  # a grammar of URIs that jsonschema would build for nbformat: a second, unused
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(asctime)s %(message)s")
     logging.getLogger("papermill").setLevel(logging.INFO)
     try:

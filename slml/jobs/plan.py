@@ -109,8 +109,9 @@ def _follow(node: object, path: str) -> object:
         raise KeyError(path, [])
     if path in node:  # a name may have a dot of its own
         return node[path]
-    if path.endswith("*"):
-        return {name.removeprefix(path[:-1]): v for name, v in node.items() if name.startswith(path[:-1])}
+    alike = {name for name in node if path.endswith("*") and name.startswith(path[:-1])}
+    if alike:
+        return {name.removeprefix(path[:-1]): node[name] for name in node if name in alike}
     name, dot, rest = path.partition(".")
     if name not in node or not dot:
         raise KeyError(name, list(node))
@@ -148,8 +149,11 @@ def malformed(file: str | Path, problems: list[str]) -> PipelineError:
     return error
 
 # %% ../../nbs/jobs/plan.ipynb #244c5f42
-def _keys(what: str, raw: Mapping, known: tuple[str, ...]) -> Iterator[str]:
+def _keys(what: str, raw: object, known: tuple[str, ...]) -> Iterator[str]:
     "A problem for each key that has no meaning."
+    if not isinstance(raw, Mapping):
+        yield f"{what} is {raw!r}, and should be a mapping with {', '.join(known)}"
+        return
     for name in raw:
         if name not in known:
             yield f"{what} has an unknown key '{name}': {closest(str(name), known) or 'known are ' + ', '.join(known)}"
@@ -158,6 +162,7 @@ def _keys(what: str, raw: Mapping, known: tuple[str, ...]) -> Iterator[str]:
 def _parameter(name: str, raw: Mapping, problems: list[str]) -> Parameter:
     "A parameter of the pipeline; what is wrong with it goes to `problems`."
     problems += _keys(f"parameter '{name}'", raw, ("type", "default", "help"))
+    raw = raw if isinstance(raw, Mapping) else {}
     type_ = raw.get("type", "str")
     if type_ not in TYPES:
         problems.append(f"parameter '{name}' has the type {type_}, which is not one of {', '.join(TYPES)}")
@@ -173,6 +178,7 @@ def _parameter(name: str, raw: Mapping, problems: list[str]) -> Parameter:
 def _step(name: str, raw: Mapping, folder: Path, problems: list[str]) -> Step:
     "A step; what is wrong with it goes to `problems`."
     problems += _keys(f"step '{name}'", raw, ("notebook", "parameters", "after", "cores"))
+    raw = raw if isinstance(raw, Mapping) else {}
     after = raw.get("after") or ()
     path = raw.get("notebook", f"{name}.ipynb")
     places = [base / path for base in (project_folder(folder), folder)]
