@@ -43,7 +43,7 @@ def name_of(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, anywhere in it; nbdev exports slml's own as relative imports."""
-    package = f"slml.{name_of(path)}".split(".")
+    package = ["slml", *path.relative_to(PACKAGE).with_suffix("").parts]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
