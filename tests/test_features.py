@@ -18,7 +18,16 @@ from slml.features.encoder import MISSING, NO_TIME, UNKNOWN, Encoder
 from slml.features.features import Features, FeatureSettings, fit_features
 from slml.features.modules import Distance, Quantile, Standardize, TimeParts, bins, calendar
 
-TYPES = {"y": "float", "n": "int", "k": "text", "t": "timestamp", "la": "float", "lo": "float", "tla": "float", "tlo": "float"}
+TYPES = {
+    "y": "float",
+    "n": "int",
+    "k": "text",
+    "t": "timestamp",
+    "la": "float",
+    "lo": "float",
+    "tla": "float",
+    "tlo": "float",
+}
 
 
 def table(rows: int = 500, holes: float = 0.1, seed: int = 0) -> pa.Table:
@@ -130,7 +139,8 @@ def test_a_target_with_nothing_to_learn_is_refused(task, values, says):
 def test_the_calendar_is_that_of_python(moment):
     seconds = int((moment.replace(microsecond=0) - dt.datetime(1970, 1, 1)).total_seconds())
     parts = TimeParts("t")({"t": torch.tensor([seconds])})[0]
-    assert parts[1] == moment.weekday() and parts[2] == moment.timetuple().tm_yday - 1
+    assert parts[1] == moment.weekday()
+    assert parts[2] == moment.timetuple().tm_yday - 1
     assert abs(parts[0] - (moment.hour + moment.minute / 60 + moment.second / 3600)) < 1e-5
     assert calendar(torch.tensor([seconds // 86_400])) == moment.timetuple().tm_yday - 1
 
@@ -144,18 +154,25 @@ def test_short_distances_are_exact_in_float32():
     dy = np.deg2rad(exact["c"] - exact["a"])
     dx = np.deg2rad(exact["d"] - exact["b"]) * np.cos(np.deg2rad(38.9))
     assert km == pytest.approx(6371.0088 * np.hypot(dx, dy), rel=1e-4)
-    assert (east, north) == (pytest.approx(dx / np.hypot(dx, dy), rel=1e-3), pytest.approx(dy / np.hypot(dx, dy), rel=1e-3))
+    assert (east, north) == (
+        pytest.approx(dx / np.hypot(dx, dy), rel=1e-3),
+        pytest.approx(dy / np.hypot(dx, dy), rel=1e-3),
+    )
 
 
-@pytest.mark.parametrize("column", [[5.0] * 50, [0.0, 1.0] * 25, [float("nan")] * 50, [float("nan"), 2.0] * 25, [1e30, -1e30] * 25])
+@pytest.mark.parametrize(
+    "column", [[5.0] * 50, [0.0, 1.0] * 25, [float("nan")] * 50, [float("nan"), 2.0] * 25, [1e30, -1e30] * 25]
+)
 def test_odd_columns_can_be_fitted(column):
     x = torch.tensor(column)[:, None]
     for scaler in (Standardize.fit(x), Quantile.fit(x)):
         out = scaler(x)
-        assert (out.isnan() == x.isnan()).all() and out[~out.isnan()].isfinite().all()
+        assert (out.isnan() == x.isnan()).all()
+        assert out[~out.isnan()].isfinite().all()
         assert scaler(torch.tensor([[1e35], [-1e35], [0.0]])).isfinite().all()
     edges = bins(x, 8)[0]
-    assert len(edges) >= 2 and (edges.diff() > 0).all()
+    assert len(edges) >= 2
+    assert (edges.diff() > 0).all()
 
 
 @pytest.mark.parametrize("embedding", [0, 8])
@@ -165,7 +182,9 @@ def test_features_have_no_holes_and_come_back_from_json(contract, embedding):
     batch = encoder(rows)
     features = fit_features(contract, encoder, batch, embedding)
     out = features(batch.inputs)
-    assert out.shape == (500, features.width) and out.dtype == torch.float32 and out.isfinite().all()
+    assert out.shape == (500, features.width)
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()
     again = Features(FeatureSettings.model_validate_json(features.settings.model_dump_json()))
     again.load_state_dict(features.state_dict())
     assert torch.equal(again(batch.inputs), out)

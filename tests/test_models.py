@@ -52,7 +52,8 @@ def test_predictions_have_the_unit_of_the_target(made, network):
     encoder, batch, rules = made
     out = build(rules, encoder, batch, network=network).eval()(batch.inputs)
     if rules.task == "regression":
-        assert out.shape == (400,) and 900 < out.mean() < 1100
+        assert out.shape == (400,)
+        assert 900 < out.mean() < 1100
     else:
         assert out.shape == (400, len(encoder.target.classes))
         torch.testing.assert_close(out.sum(1), torch.ones(400))
@@ -63,7 +64,8 @@ def test_a_stored_model_is_the_same(made, tmp_path):
     model = build(rules, encoder, batch, width=16).eval()
     save(model, str(tmp_path / "model.pt"))
     again = load(str(tmp_path / "model.pt"))
-    assert torch.equal(again(batch.inputs), model(batch.inputs)) and again.settings == model.settings
+    assert torch.equal(again(batch.inputs), model(batch.inputs))
+    assert again.settings == model.settings
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

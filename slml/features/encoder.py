@@ -104,7 +104,9 @@ def _inputs(
     sample: pa.Table,
 ) -> tuple[Input, ...]:  # one for each column and kind, in the contract's order
     "The inputs that the contract's features ask for."
-    wanted = {(column, KINDS[f.kind]): getattr(f, "max_categories", 0) for f in contract.features for column in f.columns}
+    wanted = {
+        (column, KINDS[f.kind]): getattr(f, "max_categories", 0) for f in contract.features for column in f.columns
+    }
     found, names = [], set()
     for (column, kind), size in wanted.items():
         name = f"{column}_{kind}" if column in names else column  # the same column as a number and as a category
@@ -173,13 +175,15 @@ def _target(
         raise TrainingError(
             f"The target '{contract.target}' does not suit the task {contract.task}.",
             expected="exactly two values" if contract.task == "binary" else "at least two different values",
-            came=f"{len(distinct)} different values in {len(column):,} rows, of which {column.null_count:,} are missing",
+            came=f"{len(distinct)} different values in {len(column):,} rows, {column.null_count:,} of them missing",
             todo="choose another target or another task.",
         )
     if contract.task == "regression":
         return Target(column=contract.target, task="regression")
     order = pc.array_sort_indices(distinct)
-    return Target(column=contract.target, task=contract.task, classes=distinct.take(order).cast(pa.string()).to_pylist())
+    return Target(
+        column=contract.target, task=contract.task, classes=distinct.take(order).cast(pa.string()).to_pylist()
+    )
 
 # %% ../../nbs/features/encoder.ipynb #5d0d8677
 class Batch(NamedTuple):

@@ -158,5 +158,7 @@ def fit_features(
     pairs = quantile_knots(numbers)
     edges = [edge.tolist() for edge in bins(Quantile(*pairs)(numbers), count)]
     knots, scores = (part.tolist() for part in pairs)
-    settings = FeatureSettings(sources=sources, holes=holes, knots=knots, scores=scores, edges=edges, embedding=embedding)
+    settings = FeatureSettings(
+        sources=sources, holes=holes, knots=knots, scores=scores, edges=edges, embedding=embedding
+    )
     return Features(settings)

@@ -10,11 +10,12 @@ __all__ = ['calendar', 'TimeParts', 'Distance', 'Standardize', 'Quantile', 'quan
 import math
 import warnings
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from rtdl_num_embeddings import PiecewiseLinearEmbeddings, compute_bins
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from .encoder import NO_TIME
 
@@ -46,7 +47,7 @@ def calendar(
 class TimeParts(nn.Module):
     "Hour, weekday, day of the year and day of a moment, the first three also as sine and cosine."
 
-    periods = {"hour": 24.0, "weekday": 7.0, "yearday": 365.25}
+    periods: ClassVar[dict[str, float]] = {"hour": 24.0, "weekday": 7.0, "yearday": 365.25}
 
     def __init__(
         self,
@@ -203,7 +204,7 @@ def _knots(column: Tensor, size: int) -> tuple[Tensor, Tensor]:  # (size,) each
     rank = torch.zeros(len(value)).scatter_reduce(0, place, levels, "mean", include_self=False)
     score = torch.special.ndtri(rank.clamp(0.5 / size, 1 - 0.5 / size))
     fill = (0, size - len(value))
-    return tuple(F.pad(part[None], fill, mode="replicate")[0] for part in (value, score))
+    return tuple(functional.pad(part[None], fill, mode="replicate")[0] for part in (value, score))
 
 # %% ../../nbs/features/modules.ipynb #df5fcfc0
 def bins(
@@ -266,7 +267,9 @@ class Category(nn.Module):
         super().__init__()
         self.sizes, self.limit = list(sizes), limit
         widths = [size - 1 if size <= limit else min(32, 2 * round(size**0.5)) for size in sizes]
-        self.tables = nn.ModuleList([nn.Embedding(s, w) if s > limit else nn.Identity() for s, w in zip(sizes, widths, strict=True)])
+        self.tables = nn.ModuleList(
+            [nn.Embedding(s, w) if s > limit else nn.Identity() for s, w in zip(sizes, widths, strict=True)]
+        )
         self.width = sum(widths)
         for table in self.tables:
             if isinstance(table, nn.Embedding):
@@ -283,7 +286,7 @@ class Category(nn.Module):
             if self.sizes[i] > self.limit:
                 parts.append(table(codes[:, i]))
             else:
-                parts.append(F.one_hot(codes[:, i], self.sizes[i])[:, 1:].float())
+                parts.append(functional.one_hot(codes[:, i], self.sizes[i])[:, 1:].float())
         return torch.cat(parts, 1)
 
 # %% ../../nbs/features/modules.ipynb #49ffac5d

@@ -8,7 +8,6 @@ __all__ = ['Linear', 'MLP', 'NetworkSettings', 'network']
 # %% ../../nbs/models/networks.ipynb #5986e700
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 

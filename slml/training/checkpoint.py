@@ -44,8 +44,9 @@ def read(
         except Exception as error:  # torch raises whatever the foreign bytes lead it to
             raise TrainingError(f"{uri} is no checkpoint.", came=str(error)[:200], todo=todo) from error
     if found != purpose:
-        different = [f"{new} (was: {old})" for old, new in zip(found.splitlines(), purpose.splitlines()) if old != new]
-        expected, came = "a checkpoint of this model, data and settings", f"other settings: {'; '.join(different)[:300]}"
+        pairs = zip(found.splitlines(), purpose.splitlines(), strict=False)
+        came = "; ".join(f"{new} (was: {old})" for old, new in pairs if old != new)[:300]
+        expected = "a checkpoint of this model, data and settings"
         raise TrainingError(f"{uri} belongs to another training.", expected=expected, came=came, todo=todo)
     return state
 

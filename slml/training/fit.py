@@ -16,12 +16,11 @@ from typing import Protocol
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import TrainingError
 from ..features.encoder import Batch
-from ..models.model import Model
+from ..models.model import Model, readable
 from . import checkpoint as checkpoints
 from .metrics import headline, measure
 
@@ -79,7 +78,7 @@ class History:
     "The course of a training, one value for each epoch."
 
     metric: str  # what `valid` measures; lower is better
-    train: list[float] = field(default_factory=list)  # mean loss while learning
+    train: list[float] = field(default_factory=list)  # the same on the training rows, while learning
     valid: list[float] = field(default_factory=list)  # the metric on the validation rows
     lasted: list[float] = field(default_factory=list)  # seconds
     stopped: str = ""  # why it ended
@@ -107,17 +106,19 @@ class History:
     def __str__(self) -> str:
         if not self.valid:
             return "no epoch yet"
-        return f"{self.metric} {self.best:.4g} on the validation rows, from epoch {self.best_epoch + 1} of {len(self.valid)}; {self.stopped}"
+        where = f"from epoch {self.best_epoch + 1} of {len(self.valid)}"
+        return f"{self.metric} {self.best:.4g} on the validation rows, {where}; {self.stopped}"
 
     def _repr_html_(self) -> str:
         return f"<p>{self}</p>"
 
     def plot(self, axes: Axes | None = None) -> Axes:
-        "The metric over the epochs, the best one marked."
+        "The metric over the epochs on the training and the validation rows, the best one marked."
         import matplotlib.pyplot as plt  # takes long to load, and a job without a plot does not need it
 
         axes = axes or plt.subplots(figsize=(6, 2.5))[1]
-        axes.plot([epoch + 1 for epoch in self.epochs], self.valid, label="validation")
+        for label, values in (("training", self.train), ("validation", self.valid)):
+            axes.plot([epoch + 1 for epoch in self.epochs], values, label=label)
         axes.plot(self.best_epoch + 1, self.best, "o", label=f"best: {self.best:.4g}")
         axes.set_xlabel("epoch"), axes.set_ylabel(self.metric), axes.legend()
         return axes
@@ -213,7 +214,7 @@ class _Training:
         if not self.history.valid or metric < self.history.best:
             self.best = [p.clone() for p in self.average]
         self.history.valid.append(metric)
-        self.history.train.append(self.loss / max(self.rows, 1))
+        self.history.train.append(readable(self.model, self.loss / max(self.rows, 1)))
         self.history.lasted.append(self.spent + time.perf_counter() - begun)
         self.epoch, self.batch, self.loss, self.rows, self.spent = self.epoch + 1, 0, 0.0, 0, 0.0
 
@@ -301,7 +302,7 @@ def _reason_to_stop(training: _Training, epochs: int, patience: int, max_seconds
 def _show(bar: tqdm, history: History) -> None:
     "Put the last epoch's figures beside the bar."
     bar.update()
-    bar.set_postfix({"loss": f"{history.train[-1]:.4g}", f"valid {history.metric}": f"{history.valid[-1]:.4g}"})
+    bar.set_postfix({f"train {history.metric}": f"{history.train[-1]:.4g}", "valid": f"{history.valid[-1]:.4g}"})
 
 # %% ../../nbs/training/fit.ipynb #c6bd5a9c
 @dataclass
