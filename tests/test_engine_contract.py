@@ -1,11 +1,16 @@
 """What every engine has to do, run against each of them."""
 
 import datetime as dt
+import signal
+import threading
 from decimal import Decimal
+from pathlib import Path
 
+import fsspec
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from slml.errors import SettingsError, TableError
@@ -174,8 +179,6 @@ def test_a_column_to_hash_that_is_not_there(engine, numbers):
 
 @pytest.mark.parametrize("harm", ["removed", "emptied", "torn"])
 def test_a_missing_or_damaged_file_is_named(engine, numbers, harm):
-    from pathlib import Path
-
     rows, path = engine.table(numbers), Path(numbers.files[1])
     if harm == "removed":
         path.unlink()
@@ -195,7 +198,21 @@ def test_an_unknown_engine_is_a_setting(workspace):
 
 
 def test_nothing_is_left_in_the_scratch_folder(workspace):
-    from pathlib import Path
-
     open_engine(workspace).close()
     assert list(Path(workspace.root, "scratch").iterdir()) == []
+
+
+def test_files_elsewhere_are_read_through_fsspec(engine):
+    with fsspec.open("memory://bucket/trips.parquet", "wb") as file:
+        pq.write_table(pa.table({"fare": [5.0, 7.0]}), file)
+    rows = engine.table(["memory://bucket/trips.parquet"])
+    assert engine.read(engine.table(["memory://bucket/trips.parquet"]).union(rows))["fare"].to_pylist() == [5, 7, 5, 7]
+
+
+def test_ctrl_c_ends_a_query_as_ctrl_c(engine, numbers):
+    rows = engine.table(numbers)
+    endless = rows.cross_join(rows.rename(m="n")).aggregate(total=lambda t: (t.n * t.m % 7).sum())
+    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.read(endless)
+    assert engine.read(rows.limit(1)).num_rows == 1

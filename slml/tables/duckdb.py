@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUERY_ERRORS', 'DuckDBEngine']
 
-# %% ../../nbs/tables/duckdb.ipynb #aa3b429c
+# %% ../../nbs/tables/duckdb.ipynb #1e854bb7
 import hashlib
 import inspect
 import re
@@ -32,7 +32,7 @@ from ..errors import SettingsError, SlmlError, StorageError, TableError, closest
 from .catalog import Snapshot
 from .rowhash import ROW_HASH, row_hash
 
-# %% ../../nbs/tables/duckdb.ipynb #a68e43ef
+# %% ../../nbs/tables/duckdb.ipynb #2cb29ad6
 def _literal(path: str) -> str:
     "A path as DuckDB takes it: a quoted string in which nothing is a pattern."
     return "'" + re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''") + "'"
@@ -42,14 +42,14 @@ def _parquet(files: Iterable[str]) -> str:
     "The rows of these files, in this order, as SQL."
     return f"read_parquet([{', '.join(map(_literal, files))}], hive_partitioning = false)"
 
-# %% ../../nbs/tables/duckdb.ipynb #14492d36
+# %% ../../nbs/tables/duckdb.ipynb #bf06ebd5
 def _view_name(source: Snapshot | Sequence[str]) -> str:
     "The same name for the same rows."
     if isinstance(source, Snapshot):
         return f"{source.table}_{source.id}"
     return f"files_{hashlib.sha256(repr(tuple(source)).encode()).hexdigest()[:16]}"
 
-# %% ../../nbs/tables/duckdb.ipynb #e654ccc6
+# %% ../../nbs/tables/duckdb.ipynb #24daabc8
 def _query_error(
     error: Exception,  # of DuckDB or Ibis
     tables: Sequence[str] = (),  # the names that the query could use
@@ -66,7 +66,7 @@ def _query_error(
     hints = [line for line in lines[1:] if re.match(r"Did you mean|Candidate .*: \S", line)]
     return TableError("The query cannot be answered.", came=problem or kind, todo=" ".join(hints))
 
-# %% ../../nbs/tables/duckdb.ipynb #a092f0e0
+# %% ../../nbs/tables/duckdb.ipynb #14d0f9c1
 def _fault(path: str) -> str:
     "What is wrong with a Parquet file; nothing if it can be read to its end."
     try:
@@ -90,7 +90,7 @@ def _damaged(files: Iterable[str]) -> TableError | None:
             )
     return None
 
-# %% ../../nbs/tables/duckdb.ipynb #e88af623
+# %% ../../nbs/tables/duckdb.ipynb #998d36a8
 QUERY_ERRORS = ("Binder", "Catalog", "Conversion", "Out of Range", "Parser", "Syntax")
 
 
@@ -114,7 +114,7 @@ def _meaning(
         return StorageError("The disk is full.", came=first, todo="free some space for what the query spills.")
     return _damaged(files) or _query_error(error)
 
-# %% ../../nbs/tables/duckdb.ipynb #b5573085
+# %% ../../nbs/tables/duckdb.ipynb #7d077d34
 def _hash_columns(*columns: pa.Array) -> pa.Array:
     "What DuckDB calls with the columns of a key."
     return row_hash(columns)
@@ -124,7 +124,7 @@ def _with_hash(connection: duckdb.DuckDBPyConnection) -> None:
     "Make `row_hash(...)` known to a connection."
     connection.create_function(ROW_HASH, _hash_columns, None, "BIGINT", type="arrow", null_handling="special")
 
-# %% ../../nbs/tables/duckdb.ipynb #9e2664f5
+# %% ../../nbs/tables/duckdb.ipynb #632299ed
 def _hash_function(types: tuple[ibis.DataType, ...]) -> Callable[..., ibis.Value]:
     "`row_hash` as Ibis sees it, for columns of these types."
 
@@ -134,7 +134,7 @@ def _hash_function(types: tuple[ibis.DataType, ...]) -> Callable[..., ibis.Value
     hashing.__signature__ = inspect.Signature(named)
     return ibis.udf.scalar.builtin(name=ROW_HASH, signature=(types, "int64"))(hashing)
 
-# %% ../../nbs/tables/duckdb.ipynb #6a9c47ea
+# %% ../../nbs/tables/duckdb.ipynb #9ed3a513
 def _connect(memory: str, cores: int, spill: str) -> ibis.BaseBackend:
     "A database in memory. Raises `SettingsError` for a limit that DuckDB does not understand."
     settings = {"memory_limit": memory, "threads": cores, "temp_directory": spill}
@@ -151,12 +151,23 @@ def _connect(memory: str, cores: int, spill: str) -> ibis.BaseBackend:
     _with_hash(backend.con)
     return backend
 
-# %% ../../nbs/tables/duckdb.ipynb #68d4d2e4
+# %% ../../nbs/tables/duckdb.ipynb #e7183e15
+def _started(cursor: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
+    "Begin a query; when that is broken off, end it too. Raises what DuckDB raises, and `KeyboardInterrupt`."
+    try:
+        return cursor.execute(query)
+    except BaseException as error:
+        cursor.interrupt()
+        if isinstance(error, RuntimeError) and "interrupted" in str(error):  # what DuckDB makes of Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
+
+# %% ../../nbs/tables/duckdb.ipynb #dc96278d
 def _in_microseconds(schema: pa.Schema) -> pa.Schema:
     "The schema with times of day in microseconds."
     return pa.schema([f.with_type(pa.time64("us")) if pa.types.is_time64(f.type) else f for f in schema])
 
-# %% ../../nbs/tables/duckdb.ipynb #c156699d
+# %% ../../nbs/tables/duckdb.ipynb #215c5f74
 class DuckDBEngine:
     "An engine in this process."
 
@@ -224,15 +235,19 @@ class DuckDBEngine:
             cursor = self._backend.con.cursor()
             for held in expr.op().find(ops.InMemoryTable):  # what Ibis would register, on the other connection
                 cursor.register(held.name, held.data.to_pyarrow(held.schema))
-            stream = cursor.execute(self._backend.compile(expr)).to_arrow_reader(rows)
+            stream = _started(cursor, self._backend.compile(expr)).to_arrow_reader(rows)
         return pa.RecordBatchReader.from_batches(schema, self._pieces(stream, schema, cursor))
 
     def _pieces(
         self, stream: pa.RecordBatchReader, schema: pa.Schema, cursor: duckdb.DuckDBPyConnection
     ) -> Iterator[pa.RecordBatch]:
-        with self._told(), cursor:  # the cursor is closed when all is read, or when the reader is given up
-            for batch in stream:
-                yield batch.cast(schema)
+        try:
+            with self._told():
+                for batch in stream:
+                    yield batch.cast(schema)
+        finally:  # all is read, or the reader was given up
+            cursor.interrupt()
+            cursor.close()
 
     def hashed(
         self,
