@@ -68,8 +68,11 @@ def test_types_need_every_value(tmp_path, workspace):
     report = take(tmp_path, workspace, text)
     assert report.types == {"zip": "text", "n": "int", "mixed": "float", "flag": "bool", "day": "date", "gap": "float"}
     table = rows(workspace, "trips").to_pydict()
-    assert table["zip"][0] == "02134" and table["mixed"] == [1.0, 2.0, None] and table["n"] == [1, -2, 3]
-    assert table["day"] == [date(2023, 1, 5), date(2023, 2, 28), None] and table["gap"][1] != table["gap"][1]
+    assert table["zip"][0] == "02134"
+    assert table["mixed"] == [1.0, 2.0, None]
+    assert table["n"] == [1, -2, 3]
+    assert table["day"] == [date(2023, 1, 5), date(2023, 2, 28), None]
+    assert table["gap"][1] != table["gap"][1]
     assert any("'02134'" in note for note in report.notes)
 
 
@@ -88,15 +91,18 @@ def test_long_numbers_stay_text(tmp_path, workspace):
 
 def test_a_date_that_fits_both_orders_is_not_guessed(tmp_path, workspace):
     report = take(tmp_path, workspace, "id,when\n1,01/02/2023 10:00\n2,05/04/2023 10:00\n")
-    assert report.types["when"] == "text" and rows(workspace, "trips")["when"][0].as_py() == "01/02/2023 10:00"
+    assert report.types["when"] == "text"
+    assert rows(workspace, "trips")["when"][0].as_py() == "01/02/2023 10:00"
     note = next(note for note in report.notes if "ambiguous" in note)
-    assert "'timestamp %m/%d/%Y %H:%M'" in note and "'timestamp %d/%m/%Y %H:%M'" in note
+    assert "'timestamp %m/%d/%Y %H:%M'" in note
+    assert "'timestamp %d/%m/%Y %H:%M'" in note
 
 
-@pytest.mark.parametrize("text, day", [("13/02/2023", 13), ("02/13/2023", 13)])
+@pytest.mark.parametrize(("text", "day"), [("13/02/2023", 13), ("02/13/2023", 13)])
 def test_the_only_order_that_fits_is_used(tmp_path, workspace, text, day):
     report = take(tmp_path, workspace, f"id,when\n1,{text}\n2,01/02/2023\n")
-    assert report.types["when"] == "date" and rows(workspace, "trips")["when"][0].as_py() == date(2023, 2, day)
+    assert report.types["when"] == "date"
+    assert rows(workspace, "trips")["when"][0].as_py() == date(2023, 2, day)
 
 
 def test_mixed_orders_lose_no_row(tmp_path, workspace):
@@ -104,14 +110,19 @@ def test_mixed_orders_lose_no_row(tmp_path, workspace):
     dates = ["13/01/2023 10:00"] * 6 + ["01/14/2023 10:00"] * 3 + ["02/03/2023 10:00"] * 5
     text = "id,when\n" + "".join(f"{i},{when}\n" for i, when in enumerate(dates))
     report = take(tmp_path, workspace, text)
-    assert report.types["when"] == "text" and report.stored == 14
+    assert report.types["when"] == "text"
+    assert report.stored == 14
     note = next(note for note in report.notes if "mixed dates" in note)
-    assert "6 values fit only day first" in note and "3 only month first" in note and "and 5 both" in note
+    assert "6 values fit only day first" in note
+    assert "3 only month first" in note
+    assert "and 5 both" in note
 
     report = take(tmp_path, workspace, text, "declared", types={"when": "timestamp %m/%d/%Y %H:%M"})
     assert (report.rows, report.stored, report.rejected) == (14, 8, 6)
     rejects = rows(workspace, "declared__rejects").to_pylist()
-    assert rejects[0]["line"] == 2 and rejects[0]["raw"] == "0,13/01/2023 10:00" and rejects[0]["column"] == "when"
+    assert rejects[0]["line"] == 2
+    assert rejects[0]["raw"] == "0,13/01/2023 10:00"
+    assert rejects[0]["column"] == "when"
 
 
 def test_zones_become_utc(tmp_path, workspace):
@@ -132,7 +143,8 @@ def test_declared_values_that_do_not_parse_are_kept_once(tmp_path, workspace):
         (2, "1,x", "fare", "x"),
         (3, "y,z", "id", "y"),
     ]
-    assert "'z' is no float" in rejects[1]["reason"] and rejects[0]["file"].endswith("trips.csv")
+    assert "'z' is no float" in rejects[1]["reason"]
+    assert rejects[0]["file"].endswith("trips.csv")
 
 
 def test_blanks_and_question_marks(tmp_path, workspace):
@@ -146,7 +158,8 @@ def test_the_same_content_is_taken_once(tmp_path, workspace):
     put(tmp_path / "in" / "a.csv", TRIPS)
     put(tmp_path / "in" / "b.csv", TRIPS)
     report = ingest(str(tmp_path / "in"), "trips", workspace)
-    assert report.rows == 2 and any("same content" in note for note in report.notes)
+    assert report.rows == 2
+    assert any("same content" in note for note in report.notes)
     put(tmp_path / "in" / "c.csv", TRIPS.replace("2.5", "9.5"))
     report = ingest(str(tmp_path / "in" / "*.csv"), "trips", workspace)
     assert (report.stored, len(report.skipped), len(rows(workspace, "trips"))) == (2, 2, 4)
@@ -229,7 +242,8 @@ def test_blocks_do_not_matter(tmp_path, workspace, monkeypatch):
         report = take(tmp_path, workspace, text, table, types={"id": "int"})
         rejects = sorted((r["line"], r["raw"]) for r in rows(workspace, f"{table}__rejects").to_pylist())
         seen.append((report.rows, report.stored, rows(workspace, table).to_pydict(), rejects))
-    assert seen[0] == seen[1] == seen[2] and seen[0][:2] == (52, 50)
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][:2] == (52, 50)
 
 
 def test_an_unbalanced_report_cannot_be_made():
@@ -246,17 +260,27 @@ def test_report_reads_well(tmp_path, workspace):
 
 
 def test_parquet_types_are_brought_to_the_six(tmp_path, workspace):
-    table = pa.table({
-        "small": pa.array([1, None], pa.int16()), "single": pa.array([0.5, 1.5], pa.float32()),
-        "coded": pa.array(["a", "b"]).dictionary_encode(), "when": pa.array([datetime(2023, 1, 1, 10)] * 2, pa.timestamp("ns", "Europe/Berlin")),
-        "many": pa.array([[1, 2], None]), "raw": pa.array([b"\xff", b"\x00"]), "price": pa.array(["1.25", "2.50"]).cast(pa.decimal128(9, 2)),
-        "nothing": pa.nulls(2),
-    })  # fmt: skip
+    when = pa.array([datetime(2023, 1, 1, 10)] * 2, pa.timestamp("ns", "Europe/Berlin"))
+    price = pa.array(["1.25", "2.50"]).cast(pa.decimal128(9, 2))
+    table = pa.table(
+        {
+            "small": pa.array([1, None], pa.int16()),
+            "single": pa.array([0.5, 1.5], pa.float32()),
+            "coded": pa.array(["a", "b"]).dictionary_encode(),
+            "when": when,
+            "many": pa.array([[1, 2], None]),
+            "raw": pa.array([b"\xff", b"\x00"]),
+            "price": price,
+            "nothing": pa.nulls(2),
+        }
+    )
     pq.write_table(table, tmp_path / "odd.parquet")
     report = ingest(str(tmp_path / "odd.parquet"), "odd", workspace)
     assert list(report.types.values()) == ["int", "float", "text", "timestamp", "text", "text", "float", "text"]
     stored = rows(workspace, "odd").to_pydict()
-    assert stored["many"] == ["[1,2]", None] and stored["raw"] == ["ff", "00"] and stored["price"] == [1.25, 2.5]
+    assert stored["many"] == ["[1,2]", None]
+    assert stored["raw"] == ["ff", "00"]
+    assert stored["price"] == [1.25, 2.5]
     assert len(report.notes) == 4
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -64,7 +65,8 @@ def test_mixed_layouts(tmp_path, workspace):
     put(tmp_path / "in" / "a.csv", "id,fare\n1,2\n")
     put(tmp_path / "in" / "b.csv", "id,tip\n1,2\n")
     message = refused(str(tmp_path / "in"), workspace)
-    assert "b.csv lacks fare and adds tip" in message and "a.csv" in message
+    assert "b.csv lacks fare and adds tip" in message
+    assert "a.csv" in message
 
 
 def test_mixed_parquet_types(tmp_path, workspace):
@@ -72,11 +74,12 @@ def test_mixed_parquet_types(tmp_path, workspace):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "in" / "a.parquet")
     pq.write_table(pa.table({"a": ["x"]}), tmp_path / "in" / "b.parquet")
     message = refused(str(tmp_path / "in"), workspace)
-    assert "'a'" in message and "b.parquet" in message
+    assert "'a'" in message
+    assert "b.parquet" in message
 
 
 @pytest.mark.parametrize(
-    "name, data",
+    ("name", "data"),
     [
         ("cut.csv.gz", gzip.compress(TRIPS.encode() * 100)[:-20]),
         ("text.csv.gz", TRIPS.encode()),
@@ -89,7 +92,8 @@ def test_mixed_parquet_types(tmp_path, workspace):
 )
 def test_damaged_files(tmp_path, workspace, name, data):
     message = refused(put(tmp_path / name, data), workspace)
-    assert name in message and len(message.splitlines()) <= 4
+    assert name in message
+    assert len(message.splitlines()) <= 4
 
 
 def test_zip_archives(tmp_path, workspace):
@@ -118,7 +122,11 @@ def test_broken_quote(tmp_path, workspace):
     report = ingest(put(tmp_path / "quote.csv", text), "quote", workspace)
     assert (report.rows, report.stored, report.rejected) == (1999, 1998, 1)
     reject = rows(workspace, "quote__rejects")[0]
-    assert (reject["line"], reject["raw"], reject["reason"]) == (3, '2,"never closed', "a quote is opened and not closed")
+    assert (reject["line"], reject["raw"], reject["reason"]) == (
+        3,
+        '2,"never closed',
+        "a quote is opened and not closed",
+    )
 
 
 def test_json_lines(tmp_path, workspace):
@@ -142,11 +150,12 @@ def test_damaged_letters(tmp_path, workspace):
 
 def test_all_rejected(tmp_path, workspace):
     message = refused(put(tmp_path / "words.csv", "a\nx\ny\n"), workspace, types={"a": "int"})
-    assert "2 rejected" in message and "'x' is no int" in message
+    assert "2 rejected" in message
+    assert "'x' is no int" in message
 
 
 @pytest.mark.parametrize(
-    "options, expected",
+    ("options", "expected"),
     [
         ({"types": {"fare": "flaot"}}, "did you mean 'float'"),
         ({"types": {"fair": "float"}}, "did you mean 'fare'"),
@@ -203,7 +212,8 @@ def test_interrupt_at_any_step(tmp_path, workspace, monkeypatch, step):
         except KeyboardInterrupt:
             assert (Catalog(workspace).snapshot("trips"), rows(workspace, "trips__rejects")) == before
     report = ingest(second, "trips", workspace, types=FLOAT)
-    assert len(rows(workspace, "trips")) == 4 and len(rows(workspace, "trips__rejects")) == 2
+    assert len(rows(workspace, "trips")) == 4
+    assert len(rows(workspace, "trips__rejects")) == 2
     assert report.stored == 2 or report.skipped
 
 
@@ -222,12 +232,21 @@ def test_failure_between_the_two_commits(tmp_path, workspace, monkeypatch):
         patch.setattr(Table, "append", failing)
         with pytest.raises(StorageError):
             ingest(second, "trips", workspace, types=FLOAT)
-    assert len(rows(workspace, "trips")) == 2 and len(rows(workspace, "trips__rejects")) == 2
-    third = put(tmp_path / "c.csv", TRIPS.replace("1,", "7,").replace("x", "y"))
-    assert ingest(third, "trips", workspace, types=FLOAT).rejected == 1
-    assert sorted(r["value"] for r in rows(workspace, "trips__rejects")) == ["x", "y"]
+    assert len(rows(workspace, "trips")) == 2
+    assert len(rows(workspace, "trips__rejects")) == 2
     assert ingest(second, "trips", workspace, types=FLOAT).stored == 2
-    assert len(rows(workspace, "trips__rejects")) == 3
+    assert len(rows(workspace, "trips")) == 4
+    assert len(rows(workspace, "trips__rejects")) == 2  # replaced by the next try
+
+    third = put(tmp_path / "c.csv", TRIPS.replace("1,", "7,").replace("x", "y"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "append", failing)
+        with pytest.raises(StorageError):
+            ingest(third, "trips", workspace, types=FLOAT)
+    monkeypatch.setattr("slml.tables.ingest.PENDING", timedelta())
+    fourth = put(tmp_path / "d.csv", TRIPS.replace("1,", "6,").replace("x", "z"))
+    assert ingest(fourth, "trips", workspace, types=FLOAT).rejected == 1
+    assert sorted(r["value"] for r in rows(workspace, "trips__rejects")) == ["x", "x", "z"]  # removed by a later one
 
 
 KILLED = """
@@ -274,7 +293,7 @@ def test_full_disk(tmp_path, small_disk):
     ingest(put(tmp_path / "a.csv", TRIPS), "trips", workspace)
     before = Catalog(workspace).snapshot("trips")
     noise = "".join(f"{i},{hash((i, 1))}-{hash((i, 2))}-{hash((i, 3))}-{hash((i, 4))}\n" for i in range(150_000))
-    with pytest.raises(StorageError, match="[Nn]o space left"):
+    with pytest.raises(StorageError, match="No space left"):
         ingest(put(tmp_path / "b.csv", "id,fare\n" + noise), "trips", workspace)
     assert Catalog(workspace).snapshot("trips") == before
     report = ingest(put(tmp_path / "c.csv", "id,fare\n5,6\n"), "trips", workspace)
@@ -293,12 +312,12 @@ def _outcome(path: Path, workspace: Workspace) -> str:
     try:
         report = ingest(str(path), table, workspace)
     except (IngestError, UsageError) as error:
-        assert path.name in str(error)
         assert table not in Catalog(workspace).tables()
-        return "refused"
+        return "refused" if path.name in str(error) else "refused without saying which file"
     stored = Catalog(workspace).snapshot(table).rows
     rejected = Catalog(workspace).snapshot(f"{table}__rejects").rows if report.rejects else 0
-    assert (report.stored, report.rejected) == (stored, rejected) and report.rows == stored + rejected
+    assert (report.stored, report.rejected) == (stored, rejected)
+    assert report.rows == stored + rejected
     Catalog(workspace).drop(table)
     if rejected:
         Catalog(workspace).drop(f"{table}__rejects")
@@ -306,7 +325,7 @@ def _outcome(path: Path, workspace: Workspace) -> str:
 
 
 @pytest.mark.parametrize(
-    "pattern, balanced, is_refused",
+    ("pattern", "balanced", "is_refused"),
     [
         ("bad_csv/duckdb/**/*.*", 55, 0),
         ("bad_csv/csv-spectrum/csvs/*", 12, 0),

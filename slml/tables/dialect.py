@@ -110,8 +110,9 @@ LINES = 300  # and lines
 def _rows(lines: Sequence[str], dialect: Dialect) -> list[tuple[int, list[str]]]:
     "The first records with the line on which each begins, blank lines left out."
     blanks = dialect.delimiter != " "
+    escape = dialect.escape or None
     reader = csv.reader(
-        lines, delimiter=dialect.delimiter, quotechar=dialect.quote, escapechar=dialect.escape or None, skipinitialspace=blanks
+        lines, delimiter=dialect.delimiter, quotechar=dialect.quote, escapechar=escape, skipinitialspace=blanks
     )  # fmt: skip
     rows, line = [], 1
     try:

@@ -7,6 +7,7 @@ __all__ = ['NEWLINE', 'RETURN', 'LONGEST', 'FURTHER', 'OPEN', 'Reject', 'Records
 
 # %% ../../nbs/tables/records.ipynb #20f7298d
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -55,120 +56,148 @@ def _outside(positions: np.ndarray, quotes: np.ndarray) -> np.ndarray:
     "Those positions before which an even number of quotes stands."
     return positions[np.searchsorted(quotes, positions) % 2 == 0] if len(quotes) else positions
 
-
-def _well_placed(a: np.ndarray, quotes: np.ndarray, delimiter: int, quote: int) -> bool:
-    "Whether each quote opens a field right where it begins, or closes it right where it ends."
+# %% ../../nbs/tables/records.ipynb #7b1ded42
+def _well_placed(
+    a: np.ndarray,  # (bytes,), uint8; ends with a line end
+    quotes: np.ndarray,  # where the quotes stand, an even number of them
+    delimiter: int,
+    quote: int,
+) -> bool:
+    "Whether each quote stands at an edge of a field."
     opening, closing = quotes[::2], quotes[1::2]
     before = np.where(opening > 0, a[opening - 1], NEWLINE)
-    after = a[closing + 1]  # a block ends with a line end, so there is a byte
-    return bool(np.isin(before, (delimiter, NEWLINE, quote)).all() and np.isin(after, (delimiter, NEWLINE, RETURN, quote)).all())
+    edges = (delimiter, NEWLINE, quote)
+    return bool(np.isin(before, edges).all() and np.isin(a[closing + 1], (*edges, RETURN)).all())
 
-# %% ../../nbs/tables/records.ipynb #0030ecad
-def split(
-    block: bytes,  # UTF-8; ends with a line end
-    line: int,  # the line on which it begins, from 1
-    dialect: Dialect,
-    last: bool = False,  # nothing comes after it
-) -> Records:
-    "The records of a block."
+# %% ../../nbs/tables/records.ipynb #7c936084
+@dataclass
+class _Marks:
+    "Where things stand in a block."
+
+    a: np.ndarray  # (bytes,), uint8
+    lines: np.ndarray  # where lines end
+    records: np.ndarray  # where records end
+    delimiters: np.ndarray  # where fields end
+    quotes: np.ndarray
+
+
+def _marks(block: bytes, dialect: Dialect) -> _Marks:
+    "The positions that matter, those inside quotes left out."
     a = np.frombuffer(block, np.uint8)
-    quote, delimiter = ord(dialect.quote), ord(dialect.delimiter)
-    quotes = np.flatnonzero(a == quote)
-    ends = np.flatnonzero(a == NEWLINE)
-    if dialect.escape or not block.isascii() and not _is_utf8(block):
-        return _one_by_one(block, line, dialect, last)
-    if len(quotes) and not _well_placed(a, quotes[: len(quotes) // 2 * 2], delimiter, quote):
-        return _one_by_one(block, line, dialect, last)
-    outside = _outside(ends, quotes)
-    if not len(outside) or outside[-1] != ends[-1]:  # the last record goes on in the next block
-        if last or len(block) - (outside[-1] if len(outside) else 0) > LONGEST:
-            return _one_by_one(block, line, dialect, last)
-    return _sweep(block, a, ends, outside, _outside(np.flatnonzero(a == delimiter), quotes), quotes, line, dialect)
+    quotes, lines = np.flatnonzero(a == ord(dialect.quote)), np.flatnonzero(a == NEWLINE)
+    delimiters = np.flatnonzero(a == ord(dialect.delimiter))
+    return _Marks(a, lines, _outside(lines, quotes), _outside(delimiters, quotes), quotes)
 
-
-def _is_utf8(block: bytes) -> bool:
-    try:
-        block.decode("utf-8")
-        return True
-    except UnicodeDecodeError:
-        return False
-
-# %% ../../nbs/tables/records.ipynb #7b1ded42
-LONGEST = 1 << 20  # bytes of the longest record
-
-
-def _sweep(
-    block: bytes,
-    a: np.ndarray,  # the bytes of the block
-    ends: np.ndarray,  # where lines end
-    outside: np.ndarray,  # where records end
-    delimiters: np.ndarray,  # where fields end
-    quotes: np.ndarray,
-    line: int,
-    dialect: Dialect,
-) -> Records:
-    "Count the delimiters of each record; only for blocks whose quotes are well placed."
-    width = len(dialect.columns)
-    starts = np.concatenate([[0], outside[:-1] + 1]) if len(outside) else np.empty(0, np.int64)
-    counts = np.diff(np.searchsorted(delimiters, outside), prepend=0) + 1
-    lines = line + np.searchsorted(ends, starts)
-    lengths = outside - starts
-    blank = (lengths == 0) | ((lengths == 1) & (a[starts] == RETURN))
-    good = (counts == width) & ~blank
-    cut = int(outside[-1]) + 1 if len(outside) else 0
+# %% ../../nbs/tables/records.ipynb #d5af8a8f
+def _sweep(block: bytes, marks: _Marks, line: int, dialect: Dialect) -> Records:
+    "Count the fields of each record; only for blocks whose quotes are well placed."
+    ends = marks.records
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    fields = np.diff(np.searchsorted(marks.delimiters, ends), prepend=0) + 1
+    lines = line + np.searchsorted(marks.lines, starts)
+    lengths = ends - starts
+    blank = (lengths == 0) | ((lengths == 1) & (marks.a[starts] == RETURN))
+    good, cut = (fields == len(dialect.columns)) & ~blank, int(ends[-1]) + 1
     result = Records(
-        block[:cut] if good.all() else b"".join([block[s : e + 1] for s, e in _runs(starts, outside, good)]),
+        block[:cut] if good.all() else b"".join(block[s : e + 1] for s, e in _runs(starts, ends, good)),
         lines[good],
-        np.stack([starts[good], outside[good]], axis=1),
+        np.stack([starts[good], ends[good]], axis=1),
         lengths[good] + 1,
         block,
         rest=block[cut:],
-        next_line=line + int(np.searchsorted(ends, cut)),
+        next_line=line + int(np.searchsorted(marks.lines, cut)),
         blank=int(blank.sum()),
-        padded=_padded(a, (starts - 1, outside, delimiters, quotes), dialect),
+        padded=_padded(marks, starts, dialect),
     )
     for i in np.flatnonzero(~good & ~blank):
-        raw = block[starts[i] : outside[i]].decode("utf-8", "replace").rstrip("\r")
-        result.rejected.append(Reject(int(lines[i]), raw, _width(int(counts[i]), width)))
+        raw = block[starts[i] : ends[i]].decode("utf-8", "replace").rstrip("\r")
+        result.rejected.append(Reject(int(lines[i]), raw, _miscounted(int(fields[i]), dialect)))
     return result
 
+# %% ../../nbs/tables/records.ipynb #bec1a6d5
+def _runs(starts: np.ndarray, ends: np.ndarray, good: np.ndarray) -> Iterator[tuple[int, int]]:
+    "Where the runs of neighbouring good records begin and end."
+    turns = np.diff(np.concatenate([[0], good.view(np.int8), [0]]))
+    return zip(starts[turns[:-1] == 1], ends[np.flatnonzero(turns == -1) - 1], strict=True)
 
-def _padded(a: np.ndarray, edges: tuple[np.ndarray, ...], dialect: Dialect) -> bool:
+
+def _padded(marks: _Marks, starts: np.ndarray, dialect: Dialect) -> bool:
     "Whether a blank or a tab stands beside an edge of a field."
     blanks = [ord(c) for c in " \t" if c != dialect.delimiter]
-    last = len(a) - 1
-    sides = (a[np.clip(edge + side, 0, last)] for edge in edges for side in (-1, 1))
+    edges = (starts - 1, marks.records, marks.delimiters, marks.quotes)
+    sides = (marks.a[np.clip(edge + side, 0, len(marks.a) - 1)] for edge in edges for side in (-1, 1))
     return any((values == blank).any() for values in sides for blank in blanks)
 
 
-def _runs(starts: np.ndarray, ends: np.ndarray, good: np.ndarray) -> list[tuple[int, int]]:
-    "Where the runs of neighbouring good records begin and end."
-    turns = np.diff(np.concatenate([[0], good.view(np.int8), [0]]))
-    return list(zip(starts[turns[:-1] == 1], ends[np.flatnonzero(turns == -1) - 1], strict=True))
+def _miscounted(came: int, dialect: Dialect) -> str:
+    return f"{came} fields, expected {len(dialect.columns)}"
 
-
-def _width(came: int, expected: int) -> str:
-    return f"{came} fields, expected {expected}"
-
-# %% ../../nbs/tables/records.ipynb #7c936084
-FURTHER = 1000  # lines that a quoted field may go on for
-
-
+# %% ../../nbs/tables/records.ipynb #6e969fd7
 @cache
 def _grammar(delimiter: str, quote: str, escape: str) -> tuple[re.Pattern, re.Pattern, re.Pattern]:
     "A field, a whole record, and a record whose last quote is open."
     d, q, e = (re.escape(c).encode() for c in (delimiter, quote, escape))
     blanks = b"" if delimiter == " " else b" *"
-    inside = b"(?:[^" + q + (e + b"]|" + e + b".|" if escape else b"]|") + q + q + b")*"
-    quoted = blanks + q + inside + q + blanks
+    inside = b"(?:[^" + q + e + b"]|" + (e + b".|" if escape else b"") + q + q + b")*"
     bare = b"(?!" + blanks + q + b")[^" + d + b"\\n]*"
-    field = b"(?:" + quoted + b"|" + bare + b")"
+    field = b"(?:" + blanks + q + inside + q + blanks + b"|" + bare + b")"
+    one = b"(?:^|" + d + b")(" + field + b")(?=" + d + b"|\\Z)"
     record = field + b"(?:" + d + field + b")*"
     is_open = b"(?:" + field + d + b")*" + blanks + q + inside
-    one = b"(?:^|" + d + b")(" + field + b")(?=" + d + b"|\\Z)"
-    return tuple(re.compile(p, re.DOTALL) for p in (one, record, is_open))
+    return tuple(re.compile(pattern, re.DOTALL) for pattern in (one, record, is_open))
 
-# %% ../../nbs/tables/records.ipynb #d5af8a8f
+# %% ../../nbs/tables/records.ipynb #b8a3e508
+LONGEST = 1 << 20  # bytes of the longest record with quotes out of place
+FURTHER = 1000  # lines that a quoted field may go on for
+OPEN = "a quote is opened and not closed"
+
+
+def _closing(lines: list[bytes], start: int, at: int, quote: bytes) -> int | None:
+    "The next line that holds a quote; as many as there are lines where they end first, none where it is too far."
+    more = at
+    while more < len(lines) and more < start + FURTHER and quote not in lines[more]:
+        more += 1
+    return None if more == start + FURTHER else more
+
+
+def _record(lines: list[bytes], at: int, dialect: Dialect) -> tuple[int, list[bytes], str]:
+    "The lines that a record takes (one more than there are where it stays open), its fields, what is wrong with it."
+    field, record, is_open = _grammar(dialect.delimiter, dialect.quote, dialect.escape)
+    text, taken = lines[at].rstrip(b"\r"), 1
+    while not record.fullmatch(text):
+        if not is_open.fullmatch(text):
+            return 1, [], "text after a closing quote" if taken == 1 else OPEN
+        more = _closing(lines, at, at + taken, dialect.quote.encode())
+        if more is None or more == len(lines):
+            return 1 if more is None else len(lines) - at + 1, [], OPEN
+        text = b"\n".join([text, *lines[at + taken : more + 1]]).rstrip(b"\r")
+        taken = more + 1 - at
+    if not _is_utf8(text):
+        return 1, [], "not UTF-8"
+    cells = [match[1] for match in field.finditer(text)]
+    return taken, cells, "" if len(cells) == len(dialect.columns) else _miscounted(len(cells), dialect)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        return text.isascii() or bool(text.decode("utf-8"))
+    except UnicodeDecodeError:
+        return False
+
+# %% ../../nbs/tables/records.ipynb #1fc3318b
+def _plain(cells: list[bytes], dialect: Dialect) -> bytes:
+    "A record with quotes around every field, doubled inside."
+    quote, escape = dialect.quote.encode(), dialect.escape.encode()
+    written = []
+    for cell in cells:
+        bare = cell.strip(b" ") if dialect.delimiter != " " else cell
+        if bare[:1] == quote and len(bare) > 1:
+            cell = bare[1:-1].replace(quote * 2, quote)
+            cell = re.sub(re.escape(escape) + b"(.)", rb"\1", cell, flags=re.DOTALL) if escape else cell
+        written.append(quote + cell.replace(quote, quote * 2) + quote)
+    return dialect.delimiter.encode().join(written) + b"\n"
+
+# %% ../../nbs/tables/records.ipynb #757392ef
 def _one_by_one(block: bytes, line: int, dialect: Dialect, last: bool) -> Records:
     "Match each line, with those after it where a quote is open, against the grammar of a record."
     lines = block.split(b"\n")[:-1]
@@ -176,11 +205,10 @@ def _one_by_one(block: bytes, line: int, dialect: Dialect, last: bool) -> Record
     data, numbers, at = [], [], 0
     while at < len(lines):
         taken, cells, reason = _record(lines, at, dialect)
-        raw = b"\n".join(lines[at : at + taken])
         if taken > len(lines) - at and not last and sum(map(len, lines[at:])) < LONGEST:
-            result.rest = b"\n".join([*lines[at:], b""])
+            result.rest = b"\n".join([*lines[at:], b""])  # the next block may close it
             break
-        taken = 1 if reason or taken > len(lines) - at else taken
+        taken = 1 if reason else taken
         if not lines[at].strip():
             result.blank += 1
         elif reason:
@@ -188,47 +216,27 @@ def _one_by_one(block: bytes, line: int, dialect: Dialect, last: bool) -> Record
         else:
             data.append(_plain(cells, dialect))
             numbers.append(line + at)
-            result.texts.append(raw)
+            result.texts.append(b"\n".join(lines[at : at + taken]))
         at += taken
     result.data, result.lines, result.next_line = b"".join(data), np.array(numbers, np.int64), line + at
-    result.sizes = np.array([len(d) for d in data], np.int64)
+    result.sizes = np.array([len(record) for record in data], np.int64)
     return result
 
-# %% ../../nbs/tables/records.ipynb #bec1a6d5
-def _record(lines: list[bytes], at: int, dialect: Dialect) -> tuple[int, list[bytes], str]:
-    "The lines that a record takes, its fields, and what is wrong with it; more lines than there are where it is open."
-    field, record, is_open = _grammar(dialect.delimiter, dialect.quote, dialect.escape)
-    text, taken, quote = lines[at].rstrip(b"\r"), 1, dialect.quote.encode()
-    while not record.fullmatch(text):
-        if not is_open.fullmatch(text):
-            return taken, [], "text after a closing quote" if taken == 1 else OPEN
-        more = at + taken
-        while more < len(lines) and more < at + FURTHER and quote not in lines[more]:
-            more += 1
-        if more >= at + FURTHER:
-            return taken, [], OPEN
-        if more >= len(lines):
-            return len(lines) - at + 1, [], OPEN
-        text = b"\n".join([text, *lines[at + taken : more + 1]]).rstrip(b"\r")
-        taken = more + 1 - at
-    if not text.isascii() and not _is_utf8(text):
-        return taken, [], "not UTF-8"
-    cells = [m[1] for m in field.finditer(text)]
-    return taken, cells, "" if len(cells) == len(dialect.columns) else _width(len(cells), len(dialect.columns))
-
-
-OPEN = "a quote is opened and not closed"
-
-# %% ../../nbs/tables/records.ipynb #7762d47e
-def _plain(cells: list[bytes], dialect: Dialect) -> bytes:
-    "A record in the plainest way of writing it: quotes where they are needed, doubled inside."
-    quote, escape = dialect.quote.encode(), dialect.escape.encode()
-    written = []
-    for cell in cells:
-        bare = cell.strip(b" ") if dialect.delimiter != " " else cell
-        if bare[:1] == quote and len(bare) > 1:
-            inside = re.sub(re.escape(escape) + b"(.)", rb"\1", bare[1:-1], flags=re.DOTALL) if escape else bare[1:-1].replace(quote * 2, quote)
-            written.append(quote + inside.replace(quote, quote * 2) + quote)
-        else:
-            written.append(quote + cell.replace(quote, quote * 2) + quote)
-    return dialect.delimiter.encode().join(written) + b"\n"
+# %% ../../nbs/tables/records.ipynb #c7fdc3ab
+def split(
+    block: bytes,  # UTF-8; ends with a line end
+    line: int,  # the line on which it begins, from 1
+    dialect: Dialect,
+    last: bool = False,  # nothing comes after it
+) -> Records:
+    "The records of a block."
+    if dialect.escape or not _is_utf8(block):
+        return _one_by_one(block, line, dialect, last)
+    marks = _marks(block, dialect)
+    pairs = marks.quotes[: len(marks.quotes) // 2 * 2]
+    if len(pairs) and not _well_placed(marks.a, pairs, ord(dialect.delimiter), ord(dialect.quote)):
+        return _one_by_one(block, line, dialect, last)
+    unfinished = len(block) - 1 - (marks.records[-1] if len(marks.records) else -1)
+    if not len(marks.records) or (unfinished and (last or unfinished > LONGEST)):
+        return _one_by_one(block, line, dialect, last)
+    return _sweep(block, marks, line, dialect)

@@ -63,9 +63,9 @@ def _crossed(*dates: str) -> tuple[str, ...]:
 
 FAMILIES = {
     "year first": (
-        _crossed("%Y-%m-%d", "%Y/%m/%d")
-        + ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M")
-        + tuple(f"%Y-%m-%d{gap}{zoned}" for zoned in ZONED for gap in " T")
+        *_crossed("%Y-%m-%d", "%Y/%m/%d"),
+        *(f"%Y-%m-%dT{time}" for time in ("%H:%M:%S", "%H:%M:%S.%f", "%H:%M")),
+        *(f"%Y-%m-%d{gap}{zoned}" for zoned in ZONED for gap in " T"),
     ),
     "day first": _crossed("%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y"),
     "month first": _crossed("%m/%d/%Y", "%m.%d.%Y", "%m-%d-%Y"),
@@ -279,7 +279,8 @@ def _fitting(finder: Finder, candidate: str) -> tuple[ColumnType, str]:
     zoned = any("%z" in f or f.endswith(("UTC", "Z")) for f in formats)
     notes = ["times are kept in UTC, without a zone."] * zoned
     if candidate in BOTH:
-        notes.append(f"read {candidate} ({' or '.join(formats)}), the only order that fits all {finder.values:,} values.")
+        written = " or ".join(formats)
+        notes.append(f"read {candidate} ({written}), the only order that fits all {finder.values:,} values.")
     return ColumnType(name, formats), " ".join(notes)
 
 
