@@ -66,9 +66,8 @@ def _question(marked: Marked, context: Sequence[str]) -> ir.Table:
     asked: dict[str, ir.Value] = {"rows": table.count(), "broken": marked.broken.sum()}
     for i, rule in enumerate(marked.rules):
         asked[f"count {i}"] = marked.flag(i).sum()
-        example = _example(table, rule, context)
-        asked[f"least {i}"] = example.min(where=marked.flag(i))
-        asked[f"most {i}"] = example.max(where=marked.flag(i))
+        example = marked.flag(i).ifelse(_example(table, rule, context), ibis.null())  # made for few rows only
+        asked[f"least {i}"], asked[f"most {i}"] = example.min(), example.max()
         if (other := _other_order(rule)) is not None:
             parses = read_as(table[raw_name(rule.column)], rule.type, other).notnull()
             asked[f"other {i}"] = (marked.flag(i) & parses).sum()

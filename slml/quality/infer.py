@@ -370,7 +370,8 @@ def _leaks(sample: pa.Table, columns: Sequence[Column], target: str, task: str,
     if task != "regression":
         return _class_leaks(sample.filter(sample[target].is_valid()), others, target)
     known = sample.filter(sample[target].is_valid()).slice(0, 10_000)
-    values = {c.name: np.nan_to_num(numbers(known, c.name)) for c in others if c.type in ("int", "float", "bool")}
+    summed = [c.name for c in others if c.type in ("int", "float", "bool") and not _CODE.search(c.name)]  # codes are not
+    values = {n: np.nan_to_num(numbers(known, n)) for n in summed}
     answer, leaks, warned = numbers(known, target), set(), []
     while found := smallest_leak({n: v for n, v in values.items() if n not in leaks}, answer):
         leaks |= set(found)
