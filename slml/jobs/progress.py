@@ -79,5 +79,5 @@ def show_progress(
     from rich.live import Live
 
     board = Board(steps)
-    with Live(board, console=Console(file=stream), refresh_per_second=4):
+    with Live(board, console=Console(file=stream, force_jupyter=False), refresh_per_second=4):
         yield board
