@@ -8,8 +8,9 @@ __all__ = ['CHAMPION', 'CHALLENGER', 'MARGIN', 'Version', 'Versions', 'full_name
 
 # %% ../../nbs/registry/versions.ipynb #7093fd3b
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING
@@ -69,10 +70,10 @@ def full_name(
     workspace: Workspace,
 ) -> str:  # of the model in MLflow
     "The name under which MLflow knows a model. Raises `RegistryError` for one that cannot stand in `name@alias`."
-    if not all(part.isidentifier() for part in name.replace("-", "_").split(".")):
+    if not re.fullmatch(r"\w[\w.-]*", name):
         raise RegistryError(
             f"A model cannot be called '{name}'.",
-            expected="a letter, then letters, digits, '_', '-' or '.'",
+            expected="letters, digits, '_', '-' and '.'",
             todo="choose another name.",
         )
     return f"{workspace.project}.{name}"
@@ -90,7 +91,7 @@ def _versions(client: "MlflowClient", name: str, workspace: Workspace) -> Versio
     full = full_name(name, workspace)
     models = client.search_registered_models(f"name = '{full}'")
     aliases = {alias: int(number) for model in models for alias, number in model.aliases.items()}
-    found = (_version(name, v) for v in client.search_model_versions(f"name = '{full}'"))
+    found = [_version(name, v) for v in client.search_model_versions(f"name = '{full}'") if "hash" in v.tags]
     held = (replace(v, aliases=tuple(sorted(a for a, n in aliases.items() if n == v.number))) for v in found)
     return Versions(sorted(held, key=lambda version: version.number))
 
@@ -165,6 +166,23 @@ def _check_champion(candidate: Version, champion: Version, margin: float) -> Non
     )
 
 # %% ../../nbs/registry/versions.ipynb #a48bf47d
+@contextmanager
+def _changing(workspace: Workspace) -> Iterator["MlflowClient"]:
+    "MLflow's client, for one change at a time. Raises `RegistryError` where the database does not take it."
+    from mlflow.exceptions import MlflowException
+
+    client = open_tracking(workspace)
+    try:
+        with _alone(workspace.tracking_uri):
+            yield client
+    except MlflowException as error:
+        raise RegistryError(
+            "The registry could not be changed.",
+            came=str(error).splitlines()[0],
+            todo="check the tracking database and the space on its disk, then register again.",
+        ) from error
+
+# %% ../../nbs/registry/versions.ipynb #bf236282
 def register(
     bundle: Bundle,
     name: str,  # of the model in its project
@@ -184,8 +202,7 @@ def register(
     _check_baseline(value, _measured(baselines.get("constant", {}), metric, "the constant"), metric)
     data = ", ".join(sorted(set(bundle.lineage.snapshots.values())))
     candidate = Version(name, 0, bundle.uri, bundle.hash, metric, value, data)
-    client = open_tracking(workspace)
-    with _alone(workspace.tracking_uri):
+    with _changing(workspace) as client:
         there = _versions(client, name, workspace)
         champion = next((v for v in there if CHAMPION in v.aliases), None)
         version = next((v for v in there if v.hash == bundle.hash), None)
@@ -208,10 +225,8 @@ def _create(
     run_id: str,
 ) -> Version:
     "A new version in MLflow."
-    from mlflow.exceptions import MlflowException
-
     full = full_name(candidate.name, workspace)
-    with suppress(MlflowException):  # the model is there already
+    if not client.search_registered_models(f"name = '{full}'"):
         retry(lambda: client.create_registered_model(full, tags={"project": workspace.project}))
     tags = {"hash": candidate.hash, "metric": candidate.metric, "value": repr(candidate.value), "data": candidate.data}
     tags |= {"user": workspace.user, **{f"test.{n}": f"{v:.6g}" for n, v in metrics.items() if v is not None}}
@@ -289,5 +304,6 @@ def promote(
 ) -> Version:
     "Make a registered version the champion. Raises `RegistryError` when there is no such version."
     version = find(ref, workspace)
-    _crown(open_tracking(workspace), version, workspace)
+    with _changing(workspace) as client:
+        _crown(client, version, workspace)
     return find(version.ref, workspace)
