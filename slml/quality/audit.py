@@ -119,10 +119,18 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         "Plain data, for a program to read."
-        found = [{"rule": f.name, "letter": f.rule.letter, "count": f.count, "share": f.share, "reason": f.rule.reason}
-                 for f in self.findings]
-        return {"snapshot": self.snapshot, "contract": self.contract, "rows": self.rows,
-                "clean_rows": self.clean_rows, "rules": found, "notes": list(self.notes)}
+        found = [
+            {"rule": f.name, "letter": f.rule.letter, "count": f.count, "share": f.share, "reason": f.rule.reason}
+            for f in self.findings
+        ]
+        return {
+            "snapshot": self.snapshot,
+            "contract": self.contract,
+            "rows": self.rows,
+            "clean_rows": self.clean_rows,
+            "rules": found,
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         return as_text(self)
@@ -139,7 +147,7 @@ def audit(
     snapshot: Snapshot,
     contract: Contract,
     engine: Engine,
-    references: Mapping[str, ir.Table] = {},  # noqa: B006  # name -> table for rules of kind Equals
+    references: Mapping[str, ir.Table] = {},  # name -> table for rules of kind Equals
 ) -> Audit:
     "All rules over the snapshot in one query; raises ContractError where contract and table do not fit."
     marked = mark(snapshot, contract, engine, references)
@@ -169,7 +177,7 @@ def suspicions(
     counts: Mapping[Rule, int],  # rows that break each rule
     rows: int,
     broken: int,  # rows that break any
-    others: Mapping[str, int] = {},  # noqa: B006  # rule name -> violations that parse in the other day/month order
+    others: Mapping[str, int] = {},  # rule name -> those that parse with day and month exchanged
 ) -> tuple[str, ...]:
     "What looks wrong with the rules themselves."
     notes = []
@@ -177,9 +185,11 @@ def suspicions(
         if rows and count > IMPLAUSIBLE * rows:
             notes.append(f"'{rule.name}' breaks {count / rows:.1%} of the rows ({count:,} of {rows:,}). {_look(rule)}")
         if count and others.get(rule.name, 0) > count / 2:
-            notes.append(f"{others[rule.name]:,} of {count:,} values that break '{rule.name}' read as "
-                         f"{_other_order(rule)}: day and month are probably mixed up, and then the values that do "
-                         "parse are wrong as well. Correct the format before you clean.")
+            notes.append(
+                f"{others[rule.name]:,} of {count:,} values that break '{rule.name}' read as "
+                f"{_other_order(rule)}: day and month are probably mixed up, and then the values that do "
+                "parse are wrong as well. Correct the format before you clean."
+            )
     if rows and broken > rows / 2:
         notes.append(f"Only {rows - broken:,} of {rows:,} rows ({1 - broken / rows:.1%}) break no rule.")
     return tuple(notes)
@@ -193,7 +203,9 @@ def _look(rule: Rule) -> str:
 
 def unnamed(extra: Sequence[str]) -> tuple[str, ...]:
     "A note on the columns that the contract does not name."
-    return (f"{len(extra)} column(s) are not in the contract and will not be kept: {', '.join(extra)}.",) if extra else ()
+    return (
+        (f"{len(extra)} column(s) are not in the contract and will not be kept: {', '.join(extra)}.",) if extra else ()
+    )
 
 # %% ../../nbs/quality/audit.ipynb #37441263
 COLOURS = {"V": "#4c78a8", "A": "#f58518", "C": "#54a24b", "U": "#b279a2", "M": "#9d755d"}
@@ -202,7 +214,9 @@ COLOURS = {"V": "#4c78a8", "A": "#f58518", "C": "#54a24b", "U": "#b279a2", "M": 
 def as_text(found: Audit) -> str:
     "The audit for a terminal."
     width = max((len(f.name) for f in found.findings), default=0)
-    lines = [f"audit of {found.snapshot} against {found.contract}: {found.clean_rows:,} of {found.rows:,} rows are clean"]
+    lines = [
+        f"audit of {found.snapshot} against {found.contract}: {found.clean_rows:,} of {found.rows:,} rows are clean"
+    ]
     lines += [f"  {f.rule.letter}  {f.name:<{width}}  {f.count:>11,}  {f.share:>7.2%}" for f in found.findings]
     return "\n".join([*lines, *(f"! {note}" for note in found.notes)])
 
@@ -210,15 +224,23 @@ def as_text(found: Audit) -> str:
 def bar(share: float, colour: str) -> str:
     "A bar that is as long as the share, for HTML."
     width = max(share * 100, 0.7) if share else 0
-    return (f"<div style='width:8em;height:.8em;background:rgba(128,128,128,.2)'>"
-            f"<div style='width:{width:.1f}%;height:100%;background:{colour}'></div></div>")
+    return (
+        f"<div style='width:8em;height:.8em;background:rgba(128,128,128,.2)'>"
+        f"<div style='width:{width:.1f}%;height:100%;background:{colour}'></div></div>"
+    )
 
 
 def row_of(f: Finding) -> str:
     "A finding as a row of an HTML table."
     sample = "; ".join(", ".join(f"{k}={v!r}" for k, v in e.items()) for e in f.examples.head(2).to_dict("records"))
-    cells = [f"<b title='{LETTERS[f.rule.letter]}'>{f.rule.letter}</b>", escape(f.name), f"{f.count:,}", f"{f.share:.2%}",
-             bar(f.share, COLOURS[f.rule.letter]), escape(sample[:160])]
+    cells = [
+        f"<b title='{LETTERS[f.rule.letter]}'>{f.rule.letter}</b>",
+        escape(f.name),
+        f"{f.count:,}",
+        f"{f.share:.2%}",
+        bar(f.share, COLOURS[f.rule.letter]),
+        escape(sample[:160]),
+    ]
     return "<tr>" + "".join(f"<td style='text-align:left'>{c}</td>" for c in cells) + "</tr>"
 
 
@@ -227,8 +249,10 @@ def as_html(found: Audit) -> str:
     head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("", "rule", "rows", "share", "", "such as"))
     body = "".join(row_of(f) for f in found.findings)
     notes = "".join(f"<p>&#9888; {escape(n)}</p>" for n in found.notes)
-    return (f"<p><b>audit of {escape(found.snapshot.split('@')[0])}</b>: {found.clean_rows:,} of {found.rows:,} rows "
-            f"break no rule</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}")
+    return (
+        f"<p><b>audit of {escape(found.snapshot.split('@')[0])}</b>: {found.clean_rows:,} of {found.rows:,} rows "
+        f"break no rule</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+    )
 
 # %% ../../nbs/quality/audit.ipynb #7abbdd40
 def _bars(found: Audit) -> Any:

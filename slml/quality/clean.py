@@ -7,7 +7,6 @@ __all__ = ['BROKEN', 'Ledger', 'kept_rows', 'quarantined_rows', 'clean']
 
 # %% ../../nbs/quality/clean.ipynb #20dcc9e9
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from html import escape
 
 import ibis
@@ -18,7 +17,7 @@ from ..contract import LETTERS, Contract
 from ..errors import ContractError, LedgerError, TableError
 from .audit import COLOURS, Marked, bar, mark, suspicions, unnamed
 from .rules import raw_name
-from ..tables.catalog import Catalog, Snapshot, Table
+from ..tables.catalog import Catalog, Snapshot
 from ..tables.engine import Engine
 from ..tables.rowhash import ROW_HASH
 
@@ -83,12 +82,15 @@ def clean(
     engine: Engine,
     kept: str,  # table for the rows that keep the contract
     quarantine: str,  # table for those that do not
-    references: Mapping[str, ir.Table] = {},  # noqa: B006  # name -> table for rules of kind Equals
+    references: Mapping[str, ir.Table] = {},  # name -> table for rules of kind Equals
 ) -> Ledger:
-    "Separates the rows of a snapshot into two tables; raises ContractError, TableError or LedgerError, and keeps nothing."
+    "Separates the rows into two tables; raises ContractError, TableError or LedgerError, and then keeps nothing."
     if len({kept, quarantine, snapshot.table}) < 3:
-        raise ContractError("Cleaning needs three different tables.", came=f"{snapshot.table}, {kept}, {quarantine}",
-                            todo="give the kept rows and the quarantine names of their own.")
+        raise ContractError(
+            "Cleaning needs three different tables.",
+            came=f"{snapshot.table}, {kept}, {quarantine}",
+            todo="give the kept rows and the quarantine names of their own.",
+        )
     marked = mark(snapshot, contract, engine, references)
     origin = {"source": snapshot.ref, "contract": contract.name}
     undo = [_undo(catalog, name) for name in (kept, quarantine)]
@@ -112,6 +114,7 @@ def _undo(catalog: Catalog, name: str) -> Callable[[], None]:
             table.rollback(before)
         elif before is None and table.exists:
             catalog.drop(name)
+
     return step
 
 # %% ../../nbs/quality/clean.ipynb #6cb7b3c6
@@ -121,12 +124,19 @@ def _ledger(snapshot: Snapshot, marked: Marked, kept: Snapshot, out: Snapshot, e
     reason = written.select(reason=written[BROKEN].join(" + "))
     found = engine.read(reason.group_by("reason").aggregate(rows=reason.count())).to_pylist()
     by_reason = {r["reason"]: r["rows"] for r in sorted(found, key=lambda r: (-r["rows"], r["reason"]))}
-    counts = {rule: sum(n for reason, n in by_reason.items() if rule.name in reason.split(" + ")) for rule in marked.rules}
+    counts = {
+        rule: sum(n for reason, n in by_reason.items() if rule.name in reason.split(" + ")) for rule in marked.rules
+    }
     return Ledger(
-        snapshot=snapshot.ref, rows_in=snapshot.rows, kept=kept.rows, quarantined=out.rows,
-        by_rule={rule.name: n for rule, n in counts.items()}, by_reason=by_reason,
+        snapshot=snapshot.ref,
+        rows_in=snapshot.rows,
+        kept=kept.rows,
+        quarantined=out.rows,
+        by_rule={rule.name: n for rule, n in counts.items()},
+        by_reason=by_reason,
         letters={rule.name: rule.letter for rule in marked.rules},
-        kept_snapshot=kept.ref, quarantine_snapshot=out.ref,
+        kept_snapshot=kept.ref,
+        quarantine_snapshot=out.ref,
         notes=(*unnamed(marked.extra), *suspicions(counts, snapshot.rows, out.rows)),
     )
 
@@ -145,7 +155,11 @@ def _as_html(ledger: Ledger) -> str:
     share = {n: c / ledger.rows_in for n, c in ledger.by_rule.items() if c}
     rows = "".join(
         f"<tr><td><b title='{LETTERS[ledger.letters[n]]}'>{ledger.letters[n]}</b></td><td style='text-align:left'>{escape(n)}"
-        f"</td><td>{ledger.by_rule[n]:,}</td><td>{bar(s, COLOURS[ledger.letters[n]])}</td></tr>" for n, s in share.items())
+        f"</td><td>{ledger.by_rule[n]:,}</td><td>{bar(s, COLOURS[ledger.letters[n]])}</td></tr>"
+        for n, s in share.items()
+    )
     notes = "".join(f"<p>&#9888; {escape(n)}</p>" for n in ledger.notes)
-    return (f"<p><b>{ledger.rows_in:,}</b> rows in = <b>{ledger.kept:,}</b> kept + <b>{ledger.quarantined:,}</b> "
-            f"quarantined</p><table>{rows}</table>{notes}")
+    return (
+        f"<p><b>{ledger.rows_in:,}</b> rows in = <b>{ledger.kept:,}</b> kept + <b>{ledger.quarantined:,}</b> "
+        f"quarantined</p><table>{rows}</table>{notes}"
+    )

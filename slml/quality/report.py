@@ -34,13 +34,19 @@ def drawn(ledger: Ledger) -> str:
     for what, count, colour in pieces(ledger):
         width = 100 * count / total
         title = f"{what}: {count:,} rows ({count / total:.2%})"
-        bars.append(f'<rect x="{left:.3f}" y="0" width="{width:.3f}" height="10" fill="{colour}"><title>{escape(title)}'
-                    "</title></rect>")
-        words.append(f'<li><span class="dot" style="background:{colour}"></span>{escape(what)} '
-                     f"<b>{count:,}</b> <small>{count / total:.2%}</small></li>")
+        bars.append(
+            f'<rect x="{left:.3f}" y="0" width="{width:.3f}" height="10" fill="{colour}"><title>{escape(title)}'
+            "</title></rect>"
+        )
+        words.append(
+            f'<li><span class="dot" style="background:{colour}"></span>{escape(what)} '
+            f"<b>{count:,}</b> <small>{count / total:.2%}</small></li>"
+        )
         left += width
-    return (f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="kept and quarantined rows">'
-            f'{"".join(bars)}</svg><ul class="key">{"".join(words)}</ul>')
+    return (
+        f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="kept and quarantined rows">'
+        f'{"".join(bars)}</svg><ul class="key">{"".join(words)}</ul>'
+    )
 
 # %% ../../nbs/quality/report.ipynb #91915c49
 def broken_rules(found: Audit) -> str:
@@ -69,7 +75,8 @@ def examples(f: Finding) -> str:
     if f.examples.empty:
         return ""
     head = "".join(f"<th>{escape(str(c))}</th>" for c in f.examples.columns)
-    rows = ("".join(f"<td>{escape('null' if v is None else str(v))[:60]}</td>" for v in row) for row in f.examples.to_numpy())
+    texts = (["null" if v is None else str(v)[:60] for v in row] for row in f.examples.to_numpy())
+    rows = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in texts)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(f"<tr>{row}</tr>" for row in rows)}</table></div>'
 
 # %% ../../nbs/quality/report.ipynb #5fd57c9a
@@ -96,18 +103,26 @@ def report(
 ) -> str:  # a whole HTML page
     "The audit, the ledger and the contract as one self-contained page."
     share = f"{ledger.kept / max(ledger.rows_in, 1):.1%}" if ledger else f"{audit.clean_rows / max(audit.rows, 1):.1%}"
-    said = (f"{ledger.rows_in:,} rows in = {ledger.kept:,} kept + {ledger.quarantined:,} quarantined" if ledger else
-            f"{audit.clean_rows:,} of {audit.rows:,} rows break no rule")
+    said = (
+        f"{ledger.rows_in:,} rows in = {ledger.kept:,} kept + {ledger.quarantined:,} quarantined"
+        if ledger
+        else f"{audit.clean_rows:,} of {audit.rows:,} rows break no rule"
+    )
     notes = dict.fromkeys((*audit.notes, *(ledger.notes if ledger else ()), *contract.notes))
     body = [
-        f"<h1>{escape(contract.name)}</h1><p>{said} (<b>{share}</b>)</p>", drawn(ledger) if ledger else "",
-        "<h2>Worth a look</h2>" * bool(notes), *(f'<p class="note">{escape(n)}</p>' for n in notes),
-        "<h2>Rules</h2>", broken_rules(audit),
+        f"<h1>{escape(contract.name)}</h1><p>{said} (<b>{share}</b>)</p>",
+        drawn(ledger) if ledger else "",
+        "<h2>Worth a look</h2>" * bool(notes),
+        *(f'<p class="note">{escape(n)}</p>' for n in notes),
+        "<h2>Rules</h2>",
+        broken_rules(audit),
         f'<h2>Contract</h2><div class="wide">{contract._repr_html_()}</div>',
         f"<p><small>snapshot {escape(audit.snapshot)}"
         + (f"; kept {escape(ledger.kept_snapshot)}; quarantine {escape(ledger.quarantine_snapshot)}" if ledger else "")
         + "</small></p>",
     ]
-    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(contract.name)}: data quality</title>'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
-            f'<body>{"".join(body)}</body></html>')
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(contract.name)}: data quality</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        f"<body>{''.join(body)}</body></html>"
+    )

@@ -40,16 +40,24 @@ _KINDS: tuple[tuple[type[dt.DataType], str], ...] = (
     (dt.Boolean, "bool"), (dt.Integer, "int"), (dt.Floating, "float"), (dt.Decimal, "float"), (dt.String, "text"),
     (dt.Timestamp, "timestamp"), (dt.Date, "date"),
 )  # fmt: skip
-DTYPES = {"int": "int64", "float": "float64", "text": "string", "bool": "boolean", "date": "date",
-          "timestamp": "timestamp(6)"}
+DTYPES = {
+    "int": "int64",
+    "float": "float64",
+    "text": "string",
+    "bool": "boolean",
+    "date": "date",
+    "timestamp": "timestamp(6)",
+}
 
 
 def stored_types(
     schema: ibis.Schema,
 ) -> dict[str, str]:  # column -> int, float, text, bool, date, timestamp or other
     "The types of a table's columns in the words of a contract."
-    return {name: next((word for kind, word in _KINDS if isinstance(dtype, kind)), "other")
-            for name, dtype in schema.items()}
+    return {
+        name: next((word for kind, word in _KINDS if isinstance(dtype, kind)), "other")
+        for name, dtype in schema.items()
+    }
 
 # %% ../../nbs/quality/rules.ipynb #3946f4c9
 def read_as(
@@ -93,8 +101,10 @@ def _int(value: ir.StringValue, format: str) -> ir.Value:
 def _bool(value: ir.StringValue, format: str) -> ir.Value:
     word = value.strip().lower()
     return ibis.cases(
-        (word.isin(["true", "t", "yes", "y", "1"]), True), (word.isin(["false", "f", "no", "n", "0"]), False),
-        else_=ibis.null("boolean"))
+        (word.isin(["true", "t", "yes", "y", "1"]), True),
+        (word.isin(["false", "f", "no", "n", "0"]), False),
+        else_=ibis.null("boolean"),
+    )
 
 # %% ../../nbs/quality/rules.ipynb #d9264c63
 @ibis.udf.scalar.builtin
@@ -157,7 +167,8 @@ def check_columns(
     if missing:
         raise ContractError(
             f"The table lacks {len(missing)} column(s) of contract '{contract.name}': {', '.join(missing)}.",
-            expected=", ".join(contract.names), came=", ".join(names),
+            expected=", ".join(contract.names),
+            came=", ".join(names),
             todo=closest(missing[0], names) or "take the column out of the contract, or ingest a table that has it.",
         )
     return tuple(n for n in names if n not in contract.names)
@@ -207,19 +218,25 @@ def _order(often: ir.Table, rule: Unique) -> ir.Value:
 def _looked_up(seen: ir.Table, rule: Equals, contract: Contract, references: Mapping[str, ir.Table]) -> ir.Table:
     "The table with the value that the reference gives for each row."
     if rule.reference not in references:
-        raise ContractError(f"The rule '{rule.name}' needs the reference table '{rule.reference}'.",
-                            expected="references={'" + rule.reference + "': table}",
-                            came=", ".join(references) or "no reference",
-                            todo=closest(rule.reference, references))
+        raise ContractError(
+            f"The rule '{rule.name}' needs the reference table '{rule.reference}'.",
+            expected="references={'" + rule.reference + "': table}",
+            came=", ".join(references) or "no reference",
+            todo=closest(rule.reference, references),
+        )
     reference, source = references[rule.reference], rule.reference_column or rule.column
     for name in (rule.on, source):
         if name not in reference.columns:
-            raise ContractError(f"The reference table '{rule.reference}' has no column '{name}'.",
-                                came=", ".join(reference.columns), todo=closest(name, reference.columns))
+            raise ContractError(
+                f"The reference table '{rule.reference}' has no column '{name}'.",
+                came=", ".join(reference.columns),
+                todo=closest(name, reference.columns),
+            )
     key, value = f"key {rule.name}", f"reference {rule.name}"
     of = {c.name: (c.type, c.format) for c in contract.columns}
-    known = reference.select(**{key: read_as(reference[rule.on], *of[rule.on]),
-                                value: read_as(reference[source], *of[rule.column])})
+    known = reference.select(
+        **{key: read_as(reference[rule.on], *of[rule.on]), value: read_as(reference[source], *of[rule.column])}
+    )
     known = known.filter(known[key].notnull()).distinct()
     _one_answer(known, key, rule)
     return seen.left_join(known, seen[rule.on] == known[key]).drop(key)
@@ -230,8 +247,11 @@ def _one_answer(known: ir.Table, key: str, rule: Equals) -> None:
     counted = known.aggregate(rows=known.count(), keys=known[key].nunique())
     rows, keys = (int(v) for v in counted.to_pyarrow().to_pylist()[0].values())
     if rows != keys:
-        raise ContractError(f"The reference table '{rule.reference}' gives {rows:,} values for {keys:,} keys.",
-                            expected=f"one value for each '{rule.on}'", came=f"{rows - keys:,} more")
+        raise ContractError(
+            f"The reference table '{rule.reference}' gives {rows:,} values for {keys:,} keys.",
+            expected=f"one value for each '{rule.on}'",
+            came=f"{rows - keys:,} more",
+        )
 
 # %% ../../nbs/quality/rules.ipynb #68f06303
 @singledispatch
@@ -268,8 +288,11 @@ def _like(bound: bool | int | float | str, value: ir.Value) -> ir.Value:
     if value.type().is_temporal():
         return ibis.literal(bound).cast(value.type())
     if isinstance(bound, str) != value.type().is_string():
-        raise ContractError(f"The bound {bound!r} does not compare with '{value.get_name()}'.",
-                            expected=str(value.type()), came=type(bound).__name__)
+        raise ContractError(
+            f"The bound {bound!r} does not compare with '{value.get_name()}'.",
+            expected=str(value.type()),
+            came=type(bound).__name__,
+        )
     return ibis.literal(bound)
 
 
@@ -327,13 +350,17 @@ def from_sql(
     try:
         found = _build(sqlglot.parse_one(rule.sql, dialect="duckdb"), table)
     except SqlglotError as error:
-        raise ContractError(f"The rule '{rule.name}' is not an SQL expression.", came=rule.sql,
-                            expected=str(error).splitlines()[0]) from None
+        raise ContractError(
+            f"The rule '{rule.name}' is not an SQL expression.", came=rule.sql, expected=str(error).splitlines()[0]
+        ) from None
     except (TypeError, ValueError, ibis.common.exceptions.IbisError) as error:
-        raise ContractError(f"The rule '{rule.name}' cannot be computed.", came=rule.sql,
-                            expected=f"operands that fit each other ({str(error).splitlines()[0]})") from None
+        raise ContractError(
+            f"The rule '{rule.name}' cannot be computed.",
+            came=rule.sql,
+            expected=f"operands that fit each other ({str(error).splitlines()[0]})",
+        ) from None
     if not isinstance(found, ir.BooleanValue):
-        raise ContractError(f"The rule '{rule.name}' is not true or false.", came=f"{rule.sql}, which is {found.type()}")
+        raise ContractError(f"The rule '{rule.name}' is not true or false.", came=f"{rule.sql}: {found.type()}")
     return found
 
 
@@ -346,10 +373,14 @@ def _build(node: sge.Expression, table: ir.Table) -> ir.Value:
     if type(node) in _METHODS:
         others = [_build(p, table) for p in pieces[1:] if isinstance(p, sge.Expression)]
         return getattr(_build(node.this, table), _METHODS[type(node)])(*others)
-    raise ContractError(f"'{node.sql()}' is not known in a rule's expression.", came=name,
-                        expected="comparisons, arithmetic, AND OR NOT, IS NULL, IN, BETWEEN, LIKE, CASE, CAST, COALESCE, "
-                        "abs, round, floor, ceil, sqrt, ln, exp, power, least, greatest, lower, upper, trim, length, "
-                        "year, month, day, hour, minute, second, epoch")
+    raise ContractError(
+        f"'{node.sql()}' is not known in a rule's expression.",
+        came=name,
+        expected="comparisons, arithmetic, AND OR NOT, IS NULL, IN, BETWEEN, LIKE, CASE, CAST, "
+        "coalesce, "
+        "abs, round, floor, ceil, sqrt, ln, exp, power, least, greatest, lower, upper, trim, length, "
+        "year, month, day, hour, minute, second, epoch",
+    )
 
 # %% ../../nbs/quality/rules.ipynb #d62a38b8
 _OPERATORS: dict[type, Callable[[ir.Value, ir.Value], ir.Value]] = {
@@ -376,15 +407,23 @@ def _pattern(value: ir.Value) -> str:
 def _(node: sge.Column, table: ir.Table) -> ir.Value:
     if node.name not in table.columns:
         names = [n for n in table.columns if not n.startswith("raw ")]
-        raise ContractError(f"The expression names a column that is not there: '{node.name}'.",
-                            expected=", ".join(names), todo=closest(node.name, names))
+        raise ContractError(
+            f"The expression names a column that is not there: '{node.name}'.",
+            expected=", ".join(names),
+            todo=closest(node.name, names),
+        )
     return table[node.name]
 
 
 @_build.register
 def _(node: sge.Literal, table: ir.Table) -> ir.Value:
-    return ibis.literal(node.this if node.is_string else float(node.this) if "." in node.this or "e" in node.this.lower()
-                        else int(node.this))
+    return ibis.literal(
+        node.this
+        if node.is_string
+        else float(node.this)
+        if "." in node.this or "e" in node.this.lower()
+        else int(node.this)
+    )
 
 
 @_build.register
