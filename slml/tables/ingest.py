@@ -393,7 +393,7 @@ def ingest(
     sources = _open(files, columns, decided, table)
     given = _declared(types or {}, sources[0].columns, decided)
     size = 2 * sum(map(_size, files.new.values()))
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc=table, leave=False)
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=table, leave=False, delay=2)  # for long work only
     with workspace.scratch() as scratch, connect() as connection, bar:
         plan = _plan(sources, given, decided, connection, bar.update)
         load = _Load(plan, _name(files), scratch / "rejects.parquet")
