@@ -65,7 +65,7 @@ def settings(
     "The environment in which `Workspace()` gives this workspace."
     return {f"SLML_{name.upper()}": str(value) for name, value in workspace.model_dump().items()}
 
-
+# %% ../../nbs/jobs/execute.ipynb #72461694
 def checkpoints(run: Run, workspace: Workspace) -> str:
     "Where a run, and the next one of the same work, keeps its checkpoints."
     return workspace.uri("checkpoints", run.fingerprint[:16] or run.id)
@@ -153,7 +153,7 @@ def mark_last_cell(
         with suppress(PapermillExecutionError):  # raised once the marks are written
             raise_for_execution_errors(notebook, executed)
 
-
+# %% ../../nbs/jobs/execute.ipynb #6e67ec54
 def kernel_death(
     code: int | None,  # the exit code of the kernel's process; -9 for signal 9
     cell: int,
@@ -210,7 +210,7 @@ def executed(
         )
     )
 
-
+# %% ../../nbs/jobs/execute.ipynb #6b4132a4
 def recorded(
     folder: Path,  # of a run
 ) -> dict[str, dict]:  # metrics, outputs, artifacts, history
@@ -241,7 +241,7 @@ def tracked(run: Run) -> Tracked:
         run.parameters, tags, metrics, run.history, files,
     )
 
-
+# %% ../../nbs/jobs/execute.ipynb #d4f17ef3
 def is_snapshot(
     text: str,
 ) -> bool:
@@ -291,7 +291,7 @@ def interruptible() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-
+# %% ../../nbs/jobs/execute.ipynb #f7b509e5
 def execute(
     folder: str,  # the run's folder
 ) -> Run:  # ended
@@ -303,7 +303,7 @@ def execute(
         run = executed(run, workspace)
         return with_tracking(run, opened, workspace)
 
-
+# %% ../../nbs/jobs/execute.ipynb #d57c25a9
 def main() -> int:  # the exit code: 0 done, 1 failed, 2 called wrongly, 130 cancelled
     "What `python -m slml.jobs.execute FOLDER` does."
     sys.modules["rfc3987_syntax"] = None  # a grammar of URIs that jsonschema would build for nbformat: a second, unused

@@ -36,7 +36,7 @@ def start(
             env={**os.environ, **settings(workspace)}, start_new_session=True,
         )
 
-
+# %% ../../nbs/jobs/local.ipynb #98eb092e
 GRACE = 15  # seconds to shut a kernel down and write the record, before a job is killed
 
 
@@ -69,7 +69,7 @@ def settle(
         save_run(run)
     return run
 
-
+# %% ../../nbs/jobs/local.ipynb #b8d68dc7
 def _last_words(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     return "\n".join(["the process ended without a word; its log ends with:", *(lines[-5:] or ["nothing"])])

@@ -83,7 +83,7 @@ def declared(
     parameters = [_declaration(notebook, found[0], line, comments) for line in lines]
     return {parameter.name: parameter for parameter in parameters}
 
-
+# %% ../../nbs/jobs/parameters.ipynb #215e6693
 def _comments(source: str) -> dict[int, str]:
     "The comment of each line that has one."
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -162,7 +162,7 @@ def bind(
         raise refusal(problems, what, parameters)
     return values
 
-
+# %% ../../nbs/jobs/parameters.ipynb #ddf55710
 def refusal(
     problems: list[str],  # one sentence for each
     what: str,

@@ -44,7 +44,7 @@ def stands(
         return fs.exists(path)
     return True
 
-
+# %% ../../nbs/jobs/pipeline.ipynb #e28204c5
 def _in_catalog(reference: str, workspace: Workspace) -> bool:
     from slml.tables.catalog import Catalog  # over a second to import, and not every pipeline has tables
 
@@ -182,7 +182,7 @@ def run_pipeline(
     summary |= {"runs": {name: run.id for name, run in runs.items()}, "seconds": seconds}
     return PipelineRun(pipeline.name, values, runs, frozenset(flow.cached), seconds, summary)
 
-
+# %% ../../nbs/jobs/pipeline.ipynb #f1218c9c
 def failure(flow: Flow) -> PipelineError:
     "The error that names each failed step, what it said and its executed notebook."
     told = []

@@ -138,7 +138,7 @@ def load_pipeline(
         raise malformed(file, problems)
     return pipeline
 
-
+# %% ../../nbs/jobs/plan.ipynb #244c5f42
 def malformed(file: str | Path, problems: list[str]) -> PipelineError:
     "The error that tells all problems of a pipeline file; the same call will fail again."
     error = PipelineError(
@@ -148,7 +148,7 @@ def malformed(file: str | Path, problems: list[str]) -> PipelineError:
     error.exit_code = 2
     return error
 
-# %% ../../nbs/jobs/plan.ipynb #244c5f42
+# %% ../../nbs/jobs/plan.ipynb #95aee8a3
 def _keys(what: str, raw: object, known: tuple[str, ...]) -> Iterator[str]:
     "A problem for each key that has no meaning."
     if not isinstance(raw, Mapping):
@@ -158,7 +158,7 @@ def _keys(what: str, raw: object, known: tuple[str, ...]) -> Iterator[str]:
         if name not in known:
             yield f"{what} has an unknown key '{name}': {closest(str(name), known) or 'known are ' + ', '.join(known)}"
 
-
+# %% ../../nbs/jobs/plan.ipynb #92e50492
 def _parameter(name: str, raw: Mapping, problems: list[str]) -> Parameter:
     "A parameter of the pipeline; what is wrong with it goes to `problems`."
     problems += _keys(f"parameter '{name}'", raw, ("type", "default", "help"))
@@ -174,7 +174,7 @@ def _parameter(name: str, raw: Mapping, problems: list[str]) -> Parameter:
         default = REQUIRED
     return Parameter(name, type_, default, raw.get("help", ""))
 
-
+# %% ../../nbs/jobs/plan.ipynb #ef14e925
 def _step(name: str, raw: Mapping, folder: Path, problems: list[str]) -> Step:
     "A step; what is wrong with it goes to `problems`."
     problems += _keys(f"step '{name}'", raw, ("notebook", "parameters", "after", "cores"))
@@ -199,13 +199,13 @@ def problems_of(
         problems.append(f"these steps wait for each other: {' -> '.join(reversed(error.args[1]))}")
     return problems
 
-
+# %% ../../nbs/jobs/plan.ipynb #4feb1271
 def order(pipeline: Pipeline) -> list[str]:
     "The steps, each after those that it needs. Raises `CycleError`."
     graph = {name: sorted(needs(step) & set(pipeline.steps)) for name, step in pipeline.steps.items()}
     return list(TopologicalSorter(graph).static_order())
 
-# %% ../../nbs/jobs/plan.ipynb #4feb1271
+# %% ../../nbs/jobs/plan.ipynb #9985e322
 def _reference_problems(what: str, value: object, pipeline: Pipeline) -> Iterator[str]:
     "A problem for each reference to a parameter or step that there is not."
     for reference in references(value):
@@ -215,7 +215,7 @@ def _reference_problems(what: str, value: object, pipeline: Pipeline) -> Iterato
             kind = "step" if dot else "parameter"
             yield f"{what} refers to the {kind} '{name}', which there is not. {closest(name, known)}".strip()
 
-
+# %% ../../nbs/jobs/plan.ipynb #38403798
 def _step_problems(step: Step, pipeline: Pipeline) -> Iterator[str]:
     "What is wrong with one step."
     what = f"step '{step.name}'"
@@ -228,7 +228,7 @@ def _step_problems(step: Step, pipeline: Pipeline) -> Iterator[str]:
     except (JobError, StorageError) as error:
         yield f"{what}: {error.problem}"
 
-
+# %% ../../nbs/jobs/plan.ipynb #1f8324cd
 def _value_problems(step: Step, known: Mapping[str, Parameter]) -> Iterator[str]:
     "What is wrong with the values of one step, as far as they are known."
     for name, value in step.parameters.items():

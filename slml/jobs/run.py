@@ -32,7 +32,7 @@ class Failure:
     cell: int = 0  # the number of the code cell, from 1; 0 where it was none
     exit_code: int = 1  # what the command line ends with
 
-
+# %% ../../nbs/jobs/run.ipynb #8b6529cc
 @dataclass(frozen=True)
 class Run:
     "One execution of a job, and its record."
@@ -98,7 +98,7 @@ def new_run(
         )
     )
 
-
+# %% ../../nbs/jobs/run.ipynb #2d94dfcd
 def save_run(
     run: Run,
 ) -> Run:  # the same
@@ -149,7 +149,7 @@ def _readable(folder: str) -> Run | None:
     except (StorageError, ValueError, TypeError):
         return None
 
-
+# %% ../../nbs/jobs/run.ipynb #eee16c3e
 def load_run(
     workspace: Workspace,
     id: str,  # a run's id, or the beginning of one

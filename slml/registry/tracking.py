@@ -54,7 +54,7 @@ def quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
-
+# %% ../../nbs/registry/tracking.ipynb #aa7bc93a
 def retry(
     call: Callable[[], T],
     seconds: float = 60,  # how long to go on
@@ -89,7 +89,7 @@ def open_tracking(
             todo="check SLML_TRACKING_URI and the space on the disk.",
         ) from error
 
-
+# %% ../../nbs/registry/tracking.ipynb #59418a99
 def _alone(uri: str) -> FileLock | nullcontext:
     "A lock beside the SQLite file that `uri` names; servers see to themselves."
     if not uri.startswith("sqlite:///"):
@@ -139,7 +139,7 @@ def log_run(
         retry(lambda: client.set_terminated(id, run.status, end))
     return id
 
-
+# %% ../../nbs/registry/tracking.ipynb #1ee18506
 def _points(run: Tracked) -> Iterator[tuple[str, float, int]]:
     "Every value of every metric, with its step. A value that is not there is left out."
     for name, values in run.history.items():
