@@ -48,7 +48,7 @@ export: $(READY)
 	nbdev_clean
 
 readme: $(READY)
-	jupyter nbconvert --log-level WARN --to markdown --execute nbs/index.ipynb --output-dir . --output README
+	TQDM_DISABLE=1 jupyter nbconvert --log-level WARN --to markdown --execute nbs/index.ipynb --output-dir . --output README
 
 lock: $(READY)
 	pip-compile --quiet --strip-extras --extra dev --output-file constraints.txt setup.py

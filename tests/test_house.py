@@ -50,7 +50,9 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert all(alias.name != "*" for alias in node.names), f"{path} has a star import"
-            found.add(".".join([*package[: -node.level], node.module or ""]) if node.level else node.module or "")
+            above = package[: -node.level] if node.level else []
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {".".join([*above, name]) for name in names}
     return found
 
 
