@@ -54,7 +54,8 @@ def _explain(
     if first["type"] == "missing":
         return ContractError(f"{kind.__name__} lacks '{field}'.", expected=", ".join(kind.model_fields))
     context = first.get("ctx", {})
-    allowed = re.findall(r"'([^']+)'", str(context.get("expected_tags") or context.get("expected") or ""))
+    told = str(context.get("expected_tags") or context.get("expected") or "")
+    allowed = [name for name in re.findall(r"'([^']*)'", told) if name]
     word = str(given.get("kind", "") if isinstance(given, dict) else given)
     return ContractError(f"{kind.__name__} cannot be made from this {field or 'value'}.", came=word[:200],
                          expected=", ".join(allowed) or first["msg"], todo=closest(word, allowed))

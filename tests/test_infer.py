@@ -67,7 +67,8 @@ def test_texts_get_the_type_that_nearly_all_of_them_read_as(workspace: Workspace
 def test_a_proposal_throws_nothing_away_on_ordinary_data(workspace: Workspace, engine: Engine) -> None:
     random = np.random.default_rng(1)
     tails = {"normal": random.normal(0, 1, 5000), "lognormal": random.lognormal(0, 1.5, 5000),
-             "pareto": random.pareto(1.5, 5000), "zeros": np.where(random.random(5000) < 0.9, 0, random.gamma(2, 9, 5000))}  # fmt: skip
+             "pareto": random.pareto(1.5, 5000),
+             "zeros": np.where(random.random(5000) < 0.9, 0, random.gamma(2, 9, 5000))}  # fmt: skip
     snapshot = store(workspace, tails)
     contract = infer(snapshot, engine)
     assert all(r.reason for r in contract.rules if isinstance(r, Between))
@@ -117,8 +118,8 @@ def test_a_target_that_cannot_be_learned(
 
 def test_keys_and_constants_make_no_features(workspace: Workspace, engine: Engine) -> None:
     random = np.random.default_rng(0)
-    snapshot = store(workspace, {"trip_id": random.permutation(10 * ROWS)[:ROWS], "same": ["x"] * ROWS,
-                                 "size": random.permutation(10 * ROWS)[:ROWS], "y": random.normal(0, 1, ROWS)})  # fmt: skip
+    ids, sizes = (random.permutation(10 * ROWS)[:ROWS] for _ in range(2))
+    snapshot = store(workspace, {"trip_id": ids, "same": ["x"] * ROWS, "size": sizes, "y": random.normal(0, 1, ROWS)})
     contract = infer(snapshot, engine, target="y")
     assert contract.key == ("trip_id",)
     assert said(contract, "'trip_id' is unique")
@@ -207,3 +208,17 @@ def test_houses_lose_next_to_nothing(workspace: Workspace, engine: Engine, share
     assert audit(snapshot, contract, engine).clean_rows >= 0.999 * snapshot.rows
     assert contract.column("total_bedrooms") == Column("total_bedrooms", contract.column("total_bedrooms").type)
     assert not any(isinstance(r, ParsesAs) for r in contract.rules)
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "told"),
+    [
+        ([f"name {i}" for i in range(ROWS)], "regression", "regression needs a number"),
+        ([i % 3 for i in range(ROWS)], "binary", "has 3 values"),
+        ([f"{i}x" for i in range(1200)], "", "has 1,200 values"),
+        ([i % 3 for i in range(ROWS)], "regresion", "did you mean 'regression'"),
+    ],
+)
+def test_a_task_that_does_not_fit(workspace: Workspace, engine: Engine, values: list, task: str, told: str) -> None:
+    with pytest.raises(ContractError, match=told):
+        infer(store(workspace, {"y": values, "x": np.arange(len(values)) * 0.5}), engine, target="y", task=task)

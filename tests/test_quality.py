@@ -95,7 +95,8 @@ def trips(catalog: Catalog) -> Snapshot:
 CONTRACT = Contract(
     name="trips",
     columns=(
-        Column("id", "int"), Column("fare", "float"), Column("zip", "text"), Column("low", "int"), Column("high", "int"),
+        Column("id", "int"), Column("fare", "float"), Column("zip", "text"),
+        Column("low", "int"), Column("high", "int"),
         *(Column(n, "float") for n in ("lat", "lon", "miles", "straight")),
     ),
     key=("id",),

@@ -154,7 +154,8 @@ def _as_html(ledger: Ledger) -> str:
     "The ledger for a notebook."
     share = {n: c / ledger.rows_in for n, c in ledger.by_rule.items() if c}
     rows = "".join(
-        f"<tr><td><b title='{LETTERS[ledger.letters[n]]}'>{ledger.letters[n]}</b></td><td style='text-align:left'>{escape(n)}"
+        f"<tr><td><b title='{LETTERS[ledger.letters[n]]}'>{ledger.letters[n]}</b></td>"
+        f"<td style='text-align:left'>{escape(n)}"
         f"</td><td>{ledger.by_rule[n]:,}</td><td>{bar(s, COLOURS[ledger.letters[n]])}</td></tr>"
         for n, s in share.items()
     )

@@ -268,22 +268,31 @@ def check_target(target: str, rows: int, seen: Mapping[str, Seen], names: Sequen
         )
 
 
-def task_of(column: Column, seen: Seen) -> tuple[str, tuple[str, ...]]:
-    "The task that a target suggests, and a note."
-    number = column.type in ("int", "float")
-    if seen.distinct == 2:
-        return "binary", ()
-    if column.type == "text" or (column.type == "int" and seen.distinct <= 10):
-        return "multiclass", (
-            f"'{column.name}' has {seen.distinct:,} values, taken for classes"
-            + ("; say task=regression if it is a quantity." if number else "."),
-        )
-    if number:
+def task_of(
+    column: Column,
+    seen: Seen,
+    given: str = "",  # what the caller says it is
+) -> tuple[str, tuple[str, ...]]:
+    "The task that a target suggests, and a note; raises ContractError where target and task do not fit."
+    number, classes = column.type in ("int", "float"), seen.distinct
+    task = given or ("binary" if classes == 2 else "multiclass")
+    if not given and number and classes > 2 and (column.type == "float" or classes > 10):
         return "regression", ()
-    raise ContractError(
-        f"The target '{column.name}' is a {column.type}; nothing here predicts that.",
-        todo="compute a number from it, such as a duration, and predict this.",
-    )
+    if column.type in ("date", "timestamp"):
+        raise ContractError(
+            f"The target '{column.name}' is a {column.type}; nothing here predicts that.",
+            todo="compute a number from it, such as a duration, and predict this.",
+        )
+    if (task == "binary" and classes != 2) or (task == "multiclass" and classes > 1000):
+        raise ContractError(
+            f"The target '{column.name}' has {classes:,} values.",
+            expected="two for the task binary, at most 1,000 for multiclass",
+            todo="choose another target or task.",
+        )
+    if given or task == "binary":
+        return task, ()
+    end = "; say task=regression if it is a quantity." if number else "."
+    return task, (f"'{column.name}' has {classes:,} values, taken for classes{end}",)
 
 # %% ../../nbs/quality/infer.ipynb #b3ea7921
 _ID = re.compile(r"(^|_)(id|key|uuid|guid|index|instant|rowid|objectid)$|^unnamed|[a-z]ID$")
@@ -363,7 +372,7 @@ def infer(
     sample = sample_of(table, rows, columns, engine)
     given = tuple(key) or find_key(rows, columns, seen, consecutive(sample, rows, columns))
     of = {c.name: c for c in columns}
-    task, more = (task, ()) if task or not target else task_of(of[target], seen[target])
+    task, more = task_of(of[target], seen[target], task) if target else (task, ())
     leaks, warned = _leaks(sample, columns, target, task, given)
     features, left = _features(columns, seen, rows, {target, *given, *leaks})
     rules, ruled = _rules(sample, columns, table, engine, rows, target, given)
@@ -417,7 +426,7 @@ def _leaks(
     if not target:
         return set(), ()
     others = [c for c in columns if c.name != target and c.name not in key]
-    if task != "regression":
+    if task != "regression" or not pa.types.is_primitive(sample[target].type):
         return _class_leaks(sample.filter(sample[target].is_valid()), others, target)
     known = sample.filter(sample[target].is_valid()).slice(0, 10_000)
     summed = [

@@ -63,7 +63,8 @@ def block(f: Finding) -> str:
     width = max(100 * f.share, 0.5)
     reason = f"<p>{escape(f.rule.reason)}</p>" if f.rule.reason else ""
     return (
-        f'<div class="rule"><p><b class="letter" style="background:{COLOURS[letter]}">{letter}</b> <b>{escape(f.name)}</b> '
+        f'<div class="rule"><p><b class="letter" style="background:{COLOURS[letter]}">{letter}</b> '
+        f"<b>{escape(f.name)}</b> "
         f"<small>{LETTERS[letter]} {escape(terms(f.rule))}</small><br>{f.count:,} rows, {f.share:.2%}</p>"
         f'<div class="track"><div style="width:{width:.1f}%;background:{COLOURS[letter]}"></div></div>'
         f"{reason}{examples(f)}</div>"
@@ -122,7 +123,7 @@ def report(
         + "</small></p>",
     ]
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(contract.name)}: data quality</title>'
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(contract.name)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
         f"<body>{''.join(body)}</body></html>"
     )

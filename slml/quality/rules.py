@@ -387,7 +387,8 @@ _OPERATORS: dict[type, Callable[[ir.Value, ir.Value], ir.Value]] = {
     sge.LT: lambda a, b: a < b, sge.LTE: lambda a, b: a <= b, sge.GT: lambda a, b: a > b, sge.GTE: lambda a, b: a >= b,
     sge.EQ: lambda a, b: a == b, sge.NEQ: lambda a, b: a != b, sge.And: lambda a, b: a & b, sge.Or: lambda a, b: a | b,
     sge.Add: lambda a, b: a + b, sge.Sub: lambda a, b: a - b, sge.Mul: lambda a, b: a * b,
-    sge.Div: lambda a, b: a / b.nullif(0), sge.Mod: lambda a, b: a % b, sge.Pow: lambda a, b: a**b, sge.DPipe: lambda a, b: a.concat(b),
+    sge.Div: lambda a, b: a / b.nullif(0), sge.Mod: lambda a, b: a % b, sge.Pow: lambda a, b: a**b,
+    sge.DPipe: lambda a, b: a.concat(b),
     sge.Like: lambda a, b: a.like(_pattern(b)), sge.ILike: lambda a, b: a.ilike(_pattern(b)),
 }  # fmt: skip
 _METHODS: dict[type, str] = {
