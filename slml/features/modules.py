@@ -173,7 +173,7 @@ class Quantile(nn.Module):
     def forward(
         self,
         x: Tensor,  # (n, k), float32
-    ) -> Tensor:  # (n, k), mostly within -2.5 to 2.5
+    ) -> Tensor:  # (n, k), within -3 to 3
         "The normal score of each value; beyond the values seen it stays at the ends."
         share = ((x[:, :, None] - self.left) * self.slope).clamp(0.0, 1.0)
         return self.first + (share * self.step).sum(-1)
@@ -184,7 +184,7 @@ class Quantile(nn.Module):
         x: Tensor,  # (n, k), float32, NaN where missing
         knots: int = 48,  # quantiles for each column
     ) -> "Quantile":
-        "Knots at the quantiles; equal quantiles become one knot, with the middle of their ranks."
+        "Knots at the quantiles; equal quantiles become one knot, with the middle of their scores."
         return cls(*quantile_knots(x, knots))
 
 
@@ -199,10 +199,11 @@ def quantile_knots(
 
 def _knots(column: Tensor, size: int) -> tuple[Tensor, Tensor]:  # (size,) each
     "Rising knots of one column with their normal scores, the last one repeated to the full size."
-    levels = torch.linspace(0, 1, size)
+    scores = torch.linspace(-3, 3, size)
+    levels = torch.special.ndtr(scores)
+    levels[0], levels[-1] = 0.0, 1.0  # the least and the greatest value
     value, place = _quantiles(column, levels).unique(return_inverse=True)
-    rank = torch.zeros(len(value)).scatter_reduce(0, place, levels, "mean", include_self=False)
-    score = torch.special.ndtri(rank.clamp(0.5 / size, 1 - 0.5 / size))
+    score = torch.zeros(len(value)).scatter_reduce(0, place, scores, "mean", include_self=False)
     fill = (0, size - len(value))
     return tuple(functional.pad(part[None], fill, mode="replicate")[0] for part in (value, score))
 
