@@ -9,6 +9,7 @@ __all__ = ['REJECTS', 'PENDING', 'IngestReport', 'Plan', 'ingest']
 import hashlib
 import html
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from ..storage import content_hash, expand
 from .catalog import Catalog, Table
 from .records import Reject
 from .sources import Chunk, Source, members, natural, open_source
-from .types import ColumnType, Finder, connect, declared, found, parse
+from .types import ColumnType, Finder, connect, declared, found, parse, swapped
 from ..workspace import Workspace
 
 # %% ../../nbs/tables/ingest.ipynb #0b90cbcf
@@ -296,6 +297,18 @@ def _misfit(chunk: Chunk, row: int, cells: list[tuple[str, str]], types: Mapping
     reasons = "; ".join(f"{column}: '{value}' is no {types[column]}" for column, value in cells)
     return Reject(int(chunk.lines[row]), chunk.raw(row), reasons, *cells[0])
 
+# %% ../../nbs/tables/ingest.ipynb #afe35d95
+def _exchanged(
+    rejects: Sequence[Reject], types: Mapping[str, ColumnType], connection: duckdb.DuckDBPyConnection
+) -> Counter[str]:
+    "How many rejected values of each column would be dates with day and month exchanged."
+    counts: Counter[str] = Counter()
+    for column in {reject.column for reject in rejects if reject.column and types[reject.column].formats}:
+        values = pa.array([reject.value for reject in rejects if reject.column == column])
+        other = ColumnType("timestamp", tuple(swapped(format) for format in types[column].formats))
+        counts[column] = len(values) - parse(values, other, connection).null_count
+    return counts
+
 # %% ../../nbs/tables/ingest.ipynb #36f3d530
 REJECTS = pa.schema(
     [("ingest", pa.string()), ("file", pa.string()), ("line", pa.int64()), ("column", pa.string()),
@@ -313,6 +326,17 @@ class _Load:
     stored: int = 0
     rejected: int = 0
     example: str = ""
+    exchanged: Counter[str] = field(default_factory=Counter)  # rejected dates by column that fit the other order
+
+    @property
+    def notes(self) -> list[str]:
+        formats = {column: " or ".join(map(swapped, self.plan.types[column].formats)) for column in self.exchanged}
+        return [
+            f"{column}: {count:,} of the rejected values fit {formats[column]}; the declared order of day and month "
+            "may be wrong, and the stored rows with it."
+            for column, count in self.exchanged.items()
+            if count
+        ]
 
     def batches(
         self, schema: pa.Schema, connection: duckdb.DuckDBPyConnection, advance: Callable, before_commit: Callable
@@ -326,6 +350,7 @@ class _Load:
                     if rejects:
                         first = f"{source.file.name}, line {rejects[0].line}: {rejects[0].reason}"
                         self.example = self.example or first
+                        self.exchanged += _exchanged(rejects, self.plan.types, connection)
                         writer.write_table(_as_table(rejects, self.id, source.file.name))
                     yield from rows.to_batches()
         before_commit()
@@ -445,7 +470,7 @@ def _store(
     def report(snapshot: str) -> IngestReport:
         return IngestReport(
             target.name, snapshot, "".join(refs), tuple(files.new.values()), plan.rows, load.stored, load.rejected,
-            tuple(files.known), {c: t.name for c, t in plan.types.items()}, tuple(files.notes + plan.notes),
+            tuple(files.known), {c: t.name for c, t in plan.types.items()}, tuple(files.notes + plan.notes + load.notes),
         )  # fmt: skip
 
     def before_commit() -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARROW', 'TIMES', 'ZONED', 'FAMILIES', 'SHAPES', 'INT', 'FLOAT', 'BOTH', 'ColumnType', 'declared', 'connect', 'parse',
-           'Misses', 'Finder', 'found']
+           'Misses', 'swapped', 'Finder', 'found']
 
 # %% ../../nbs/tables/types.ipynb #77152160
 from collections.abc import Sequence
@@ -174,7 +174,7 @@ def _formats(values: pa.Array, family: Sequence[str], connection: duckdb.DuckDBP
 BOTH = ("day first", "month first")
 
 
-def _swapped(format: str) -> str:
+def swapped(format: str) -> str:
     "The same format with day and month exchanged."
     return format.replace("%d", "%D").replace("%m", "%d").replace("%D", "%m")
 
@@ -187,7 +187,7 @@ def _dates(values: pa.Array, met: dict[str, list[str]], connection: duckdb.DuckD
         shaped = missed.filter(pc.match_substring_regex(missed, SHAPES[family]))
         new = _formats(shaped, [f for f in FAMILIES[family] if f not in met[family]], connection) if len(shaped) else []
         for other in BOTH if new and family in BOTH else (family,) * bool(new):
-            met[other] += new if other == family else [_swapped(f) for f in new]
+            met[other] += new if other == family else [swapped(f) for f in new]
             parsed[other] = _moments(values, met[other], connection)
     return parsed
 
