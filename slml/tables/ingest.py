@@ -470,7 +470,7 @@ def _store(
     def report(snapshot: str) -> IngestReport:
         return IngestReport(
             target.name, snapshot, "".join(refs), tuple(files.new.values()), plan.rows, load.stored, load.rejected,
-            tuple(files.known), {c: t.name for c, t in plan.types.items()}, tuple(files.notes + plan.notes + load.notes),
+            tuple(files.known), {c: t.name for c, t in plan.types.items()}, (*files.notes, *plan.notes, *load.notes),
         )  # fmt: skip
 
     def before_commit() -> None:
