@@ -135,6 +135,8 @@ class Audit:
     def __str__(self) -> str:
         return as_text(self)
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return as_html(self)
 
@@ -215,7 +217,7 @@ def as_text(found: Audit) -> str:
     "The audit for a terminal."
     width = max((len(f.name) for f in found.findings), default=0)
     lines = [
-        f"audit of {found.snapshot} against {found.contract}: {found.clean_rows:,} of {found.rows:,} rows are clean"
+        f"audit of {found.snapshot.split('@')[0]} against {found.contract}: {found.clean_rows:,} of {found.rows:,} rows are clean"
     ]
     lines += [f"  {f.rule.letter}  {f.name:<{width}}  {f.count:>11,}  {f.share:>7.2%}" for f in found.findings]
     return "\n".join([*lines, *(f"! {note}" for note in found.notes)])

@@ -52,6 +52,8 @@ class Ledger(BaseModel):
     def __str__(self) -> str:
         return _as_text(self)
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return _as_html(self)
 
