@@ -217,7 +217,8 @@ def as_text(found: Audit) -> str:
     "The audit for a terminal."
     width = max((len(f.name) for f in found.findings), default=0)
     lines = [
-        f"audit of {found.snapshot.split('@')[0]} against {found.contract}: {found.clean_rows:,} of {found.rows:,} rows are clean"
+        f"audit of {found.snapshot.split('@')[0]} against {found.contract}: "
+        f"{found.clean_rows:,} of {found.rows:,} rows are clean"
     ]
     lines += [f"  {f.rule.letter}  {f.name:<{width}}  {f.count:>11,}  {f.share:>7.2%}" for f in found.findings]
     return "\n".join([*lines, *(f"! {note}" for note in found.notes)])
