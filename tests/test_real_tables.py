@@ -1,0 +1,74 @@
+"""The generic pipeline on real public tables, through the command line, as a user would run it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import REPOSITORY
+
+SLML = Path(sys.executable).parent / "slml"
+ADULT = (
+    "age,workclass,fnlwgt,education,education_num,marital_status,occupation,relationship,race,sex,"
+    "capital_gain,capital_loss,hours_per_week,native_country,income"
+)
+
+
+def run_table(root: Path, **parameters: object) -> dict:
+    """The summary of `slml pipeline run pipelines/table.yaml`, once it balances and beats a constant."""
+    words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
+    done = subprocess.run(
+        [SLML, "pipeline", "run", "pipelines/table.yaml", "--json", *words],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=580, env={**os.environ, "SLML_ROOT": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["rows_in"] == summary["rows_kept"] + summary["rows_quarantined"] + summary["rows_rejected"]
+    assert sum(summary["splits"].values()) == summary["rows_kept"]
+    metric = "rmse" if "rmse" in summary["test"] else "log_loss"
+    assert summary["test"][metric] < 0.8 * summary["baselines"]["constant"][metric]
+    print(json.dumps({key: summary[key] for key in ("rows_in", "rows_kept", "test", "baselines", "seconds")}))
+    return summary
+
+
+def test_nyc_coordinates(shared_data: Path, tmp_path: Path) -> None:
+    """Two spellings of time, and passengers as 1 and as 2.0, in three files of one glob."""
+    found = run_table(tmp_path, source=f"{shared_data}/nyc_coordinates/*.csv", target="fare_amount", max_seconds=20)
+    assert found["rows_in"] == 7333 + 4706 + 1572
+    assert found["rows_kept"] > 0.98 * found["rows_in"]
+
+
+def test_nyc_green_fare(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "nyc_green" / "green_tripdata_2023-01.parquet"
+    found = run_table(tmp_path, source=source, target="fare_amount", max_seconds=90)
+    assert found["rows_in"] == 68_211
+    assert any("total_amount" in note for note in found["notes"]), "the total gives the fare away"
+    assert found["test"]["rmse"] <= 1.05 * found["baselines"]["hist_gradient_boosting"]["rmse"]
+
+
+def test_chicago(shared_data: Path, tmp_path: Path) -> None:
+    found = run_table(tmp_path, source=shared_data / "chicago_taxi" / "data.csv", target="fare", max_seconds=20)
+    assert found["rows_in"] == 15_002
+    assert any("trip_total" in note or "tips" in note for note in found["notes"])
+
+
+def test_california(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "california_housing" / "housing.csv"
+    found = run_table(tmp_path, source=source, target="median_house_value", max_seconds=120)
+    assert found["rows_in"] == 20_640
+    assert found["test"]["rmse"] <= 51_000  # USD
+
+
+def test_adult(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "adult" / "adult-train.csv"
+    found = run_table(tmp_path, source=source, columns=ADULT, target="income", task="binary", max_seconds=20)
+    assert found["rows_in"] == 32_561
+    assert found["test"]["accuracy"] > 0.85
+
+
+def test_bike_sharing(shared_data: Path, tmp_path: Path) -> None:
+    found = run_table(tmp_path, source=shared_data / "bike_sharing" / "hour.csv", target="cnt", max_seconds=20)
+    assert found["rows_in"] == 17_379
+    assert any("casual" in note and "registered" in note for note in found["notes"]), "together they give cnt away"
+    assert found["test"]["rmse"] > 10, "a smaller error means that the leak was used"
