@@ -121,6 +121,7 @@ def ingest(
     types: Annotated[list[str] | None, typer.Option("--type", help="column=type; the other types are found.")] = None,
     columns: Annotated[str, typer.Option(help="Names, separated by commas, for files without a header.")] = "",
     duplicates: Annotated[str, typer.Option(help="Files that the table holds already: skip or refuse.")] = "skip",
+    append: Annotated[bool, typer.Option("--append/--replace", help="Add to the table's rows, or replace them.")] = True,
     as_json: Json = False,
 ) -> None:
     """Take files into a table, every row accounted for.
@@ -130,7 +131,9 @@ def ingest(
 
     names = [name.strip() for name in columns.split(",") if name.strip()]
     declared = pairs(types, "--type")
-    report = take(source, table, Workspace(), types=declared, columns=names or None, duplicates=duplicates)
+    report = take(
+        source, table, Workspace(), types=declared, columns=names or None, duplicates=duplicates, append=append
+    )
     show(str(report), vars(report), as_json)
 
 # %% ../nbs/cli.ipynb #40b7ca1e
