@@ -49,16 +49,24 @@ def _explain(
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a mistyped name is missing as well
     field, given = ".".join(str(part) for part in first["loc"]), first.get("input")
     if first["type"] == "extra_forbidden":
-        return ContractError(f"{kind.__name__} has no field '{field}'.", expected=", ".join(kind.model_fields),
-                             came=field, todo=closest(field, kind.model_fields))
+        return ContractError(
+            f"{kind.__name__} has no field '{field}'.",
+            expected=", ".join(kind.model_fields),
+            came=field,
+            todo=closest(field, kind.model_fields),
+        )
     if first["type"] == "missing":
         return ContractError(f"{kind.__name__} lacks '{field}'.", expected=", ".join(kind.model_fields))
     context = first.get("ctx", {})
     told = str(context.get("expected_tags") or context.get("expected") or "")
     allowed = [name for name in re.findall(r"'([^']*)'", told) if name]
     word = str(given.get("kind", "") if isinstance(given, dict) else given)
-    return ContractError(f"{kind.__name__} cannot be made from this {field or 'value'}.", came=word[:200],
-                         expected=", ".join(allowed) or first["msg"], todo=closest(word, allowed))
+    return ContractError(
+        f"{kind.__name__} cannot be made from this {field or 'value'}.",
+        came=word[:200],
+        expected=", ".join(allowed) or first["msg"],
+        todo=closest(word, allowed),
+    )
 
 # %% ../nbs/contract.ipynb #ccfee60e
 Type = Literal["int", "float", "text", "bool", "date", "timestamp"]
@@ -68,20 +76,24 @@ TYPES: tuple[str, ...] = ("int", "float", "text", "bool", "date", "timestamp")
 class Column(Data):
     "One column of a table: its name, type and what it means."
 
-    _by_name = frozenset({"unit", "nullable", "format", "description", "personal"})
+    _by_name = frozenset({"unit", "nullable", "format", "sql", "description", "personal"})
     name: str = Field(min_length=1)
     type: Type
     unit: str = ""  # such as USD, km, degrees
     nullable: bool = True  # whether a row may lack it
     format: str = ""  # strptime format, for a date or timestamp that is stored as text
+    sql: str = ""  # an expression over the other columns, for a column that is computed and not stored
     description: str = ""
     personal: bool = False  # names or describes a person
 
     @model_validator(mode="after")
     def _only_times_have_a_format(self) -> "Column":
         if self.format and self.type not in ("date", "timestamp"):
-            raise ContractError(f"Column '{self.name}' is {self.type} and has a format.",
-                                expected="a format only for a date or a timestamp", came=self.format)
+            raise ContractError(
+                f"Column '{self.name}' is {self.type} and has a format.",
+                expected="a format only for a date or a timestamp",
+                came=self.format,
+            )
         return self
 
 # %% ../nbs/contract.ipynb #1bfc13b0
@@ -139,8 +151,11 @@ def _ordered_bounds(rule: "Between") -> "Between":
     if isinstance(low, str) != isinstance(high, str):
         raise ContractError(f"The bounds of '{rule.name}' cannot be compared.", came=f"{low!r} and {high!r}")
     if low > high:
-        raise ContractError(f"The rule '{rule.name}' keeps nothing: low is above high.", came=f"{low!r} and {high!r}",
-                            todo="exchange the two.")
+        raise ContractError(
+            f"The rule '{rule.name}' keeps nothing: low is above high.",
+            came=f"{low!r} and {high!r}",
+            todo="exchange the two.",
+        )
     return rule
 
 # %% ../nbs/contract.ipynb #54660bc6
@@ -215,8 +230,9 @@ def _compiled(rule: Any) -> Any:
     try:
         re.compile(rule.pattern)
     except re.error as error:
-        raise ContractError(f"The pattern of '{rule.name}' is not a regular expression: {error}.",
-                            came=rule.pattern) from None
+        raise ContractError(
+            f"The pattern of '{rule.name}' is not a regular expression: {error}.", came=rule.pattern
+        ) from None
     return rule
 
 # %% ../nbs/contract.ipynb #c5a0675c
@@ -256,8 +272,11 @@ class InsideBox(Rule):
     def _is_a_box(self) -> "InsideBox":
         if self.south < self.north and self.west < self.east:
             return self
-        raise ContractError(f"The box of '{self.name}' is empty.", expected="south < north and west < east",
-                            came=f"south {self.south}, north {self.north}, west {self.west}, east {self.east}")
+        raise ContractError(
+            f"The box of '{self.name}' is empty.",
+            expected="south < north and west < east",
+            came=f"south {self.south}, north {self.north}, west {self.west}, east {self.east}",
+        )
 
 # %% ../nbs/contract.ipynb #b7354ed7
 class Ordered(Rule):
@@ -291,8 +310,12 @@ class Expression(Rule):
 
 
 _SQL = frozenset(
-    re.findall(r"\w+", "AND OR NOT IS NULL TRUE FALSE IN BETWEEN LIKE ILIKE CASE WHEN THEN ELSE END AS CAST INTERVAL "
-               "DATE TIMESTAMP DOUBLE INTEGER BIGINT VARCHAR BOOLEAN HOUR MINUTE SECOND DAY MONTH YEAR FROM"))
+    re.findall(
+        r"\w+",
+        "AND OR NOT IS NULL TRUE FALSE IN BETWEEN LIKE ILIKE CASE WHEN THEN ELSE END AS CAST INTERVAL "
+        "DATE TIMESTAMP DOUBLE INTEGER BIGINT VARCHAR BOOLEAN HOUR MINUTE SECOND DAY MONTH YEAR FROM",
+    )
+)
 
 # %% ../nbs/contract.ipynb #1374c216
 class SameFormat(OneColumn):
@@ -323,8 +346,18 @@ class SameUnit(OneColumn):
 
 # %% ../nbs/contract.ipynb #f3a8b4d7
 AnyRule = Annotated[
-    NotNull | Between | OneOf | Matches | ParsesAs | Unique | Equals | InsideBox | Ordered | Expression
-    | SameFormat | SameUnit,
+    NotNull
+    | Between
+    | OneOf
+    | Matches
+    | ParsesAs
+    | Unique
+    | Equals
+    | InsideBox
+    | Ordered
+    | Expression
+    | SameFormat
+    | SameUnit,
     Field(discriminator="kind"),
 ]
 
@@ -407,6 +440,7 @@ class Contract(Data):
         _names_are_known(self)
         _names_are_unique(self)
         _types_are_right(self)
+        _computed_are_no_keys(self)
         return self
 
     @property
@@ -459,11 +493,26 @@ class Contract(Data):
         return _as_html(self)
 
 # %% ../nbs/contract.ipynb #2fc72f20
+def _computed_are_no_keys(contract: Contract) -> None:
+    "Raises ContractError where a row is named by a column that is computed: keys are looked up as they are stored."
+    keys = {*contract.key, *(name for rule in contract.rules if isinstance(rule, Unique) for name in rule.columns)}
+    for column in contract.columns:
+        if column.sql and column.name in keys:
+            raise ContractError(
+                f"The computed column '{column.name}' of contract '{contract.name}' cannot be a key.",
+                expected="stored columns",
+                todo="name the columns that it is computed from.",
+            )
+
+
 def _unknown(contract: Contract, who: str, name: str) -> ContractError:
     "What to say about a column that the contract does not have."
-    return ContractError(f"{who} of contract '{contract.name}' names a column that it does not have: '{name}'.",
-                         expected=f"one of {', '.join(contract.names)}", came=name,
-                         todo=closest(name, contract.names) or "declare the column, or leave it out.")
+    return ContractError(
+        f"{who} of contract '{contract.name}' names a column that it does not have: '{name}'.",
+        expected=f"one of {', '.join(contract.names)}",
+        came=name,
+        todo=closest(name, contract.names) or "declare the column, or leave it out.",
+    )
 
 
 def _names_are_known(contract: Contract) -> None:
@@ -489,22 +538,33 @@ def _names_are_unique(contract: Contract) -> None:
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             todo = "join the two, or give one of them another name=." if what == "rules" else "drop one."
-            raise ContractError(f"Contract '{contract.name}' has two {what} called '{twice[0]}'.",
-                                expected="one name for one thing", todo=todo)
+            raise ContractError(
+                f"Contract '{contract.name}' has two {what} called '{twice[0]}'.",
+                expected="one name for one thing",
+                todo=todo,
+            )
 
 # %% ../nbs/contract.ipynb #74cbf231
 def _types_are_right(contract: Contract) -> None:
     "Raises ContractError where the time, the target or a feature cannot use its column's type."
     of = {c.name: c.type for c in contract.columns}
     if contract.time and of[contract.time] not in ("date", "timestamp"):
-        raise ContractError(f"The time of contract '{contract.name}' is not a time.", expected="a date or a timestamp",
-                            came=f"'{contract.time}', which is {of[contract.time]}")
+        raise ContractError(
+            f"The time of contract '{contract.name}' is not a time.",
+            expected="a date or a timestamp",
+            came=f"'{contract.time}', which is {of[contract.time]}",
+        )
     if contract.task and not contract.target:
-        raise ContractError(f"Contract '{contract.name}' has a task and no target.", came=f"task '{contract.task}'",
-                            todo="name the target column.")
+        raise ContractError(
+            f"Contract '{contract.name}' has a task and no target.",
+            came=f"task '{contract.task}'",
+            todo="name the target column.",
+        )
     if contract.task == "regression" and of[contract.target] not in ("int", "float", "bool"):
-        raise ContractError(f"The target '{contract.target}' is {of[contract.target]}; regression needs a number.",
-                            todo="give the column type float, or choose binary or multiclass.")
+        raise ContractError(
+            f"The target '{contract.target}' is {of[contract.target]}; regression needs a number.",
+            todo="give the column type float, or choose binary or multiclass.",
+        )
     for feature in contract.features:
         for name in feature.columns:
             _feature_fits(contract, feature, name, of[name])
@@ -513,11 +573,14 @@ def _types_are_right(contract: Contract) -> None:
 def _feature_fits(contract: Contract, feature: Feature, name: str, came: str) -> None:
     "Raises ContractError where a feature reads the target, or a column of a type it does not accept."
     if name == contract.target:
-        raise ContractError(f"The feature '{feature.name}' reads the target '{name}'.",
-                            todo="leave it out; a model that is told the answer learns nothing.")
+        raise ContractError(
+            f"The feature '{feature.name}' reads the target '{name}'.",
+            todo="leave it out; a model that is told the answer learns nothing.",
+        )
     if came not in feature.accepts:
-        raise ContractError(f"The feature '{feature.name}' cannot read '{name}'.",
-                            expected=" or ".join(feature.accepts), came=came)
+        raise ContractError(
+            f"The feature '{feature.name}' cannot read '{name}'.", expected=" or ".join(feature.accepts), came=came
+        )
 
 # %% ../nbs/contract.ipynb #134262e4
 def _may_fail(stored: str, wanted: str) -> bool:
@@ -526,8 +589,11 @@ def _may_fail(stored: str, wanted: str) -> bool:
         return False
     if stored == "text" or (stored, wanted) in _SOMETIMES:
         return True
-    raise ContractError(f"A column that is stored as {stored} cannot be read as {wanted}.",
-                        expected=f"{stored}, text, or a type that {stored} can become", came=wanted)
+    raise ContractError(
+        f"A column that is stored as {stored} cannot be read as {wanted}.",
+        expected=f"{stored}, text, or a type that {stored} can become",
+        came=wanted,
+    )
 
 
 _ALWAYS = {("int", "float"), ("bool", "int"), ("bool", "float"), ("date", "timestamp")}
@@ -542,7 +608,7 @@ def _implied(contract: Contract, stored: Mapping[str, str]) -> list[Rule]:
     for c in contract.columns:
         if not c.nullable and c.name not in needed:
             implied.append(NotNull(c.name, reason="the column is not nullable"))
-        if _may_fail(stored.get(c.name, c.type), c.type) and c.name not in parsed:
+        if not c.sql and _may_fail(stored.get(c.name, c.type), c.type) and c.name not in parsed:
             implied.append(ParsesAs(c.name, c.type, c.format, reason=f"stored as {stored[c.name]}"))
     return implied
 
@@ -560,8 +626,14 @@ def _json_object(text: str) -> dict[str, Any]:
 # %% ../nbs/contract.ipynb #7f2f8b4a
 def _meaning(c: Column, contract: Contract) -> str:
     "What there is to say about a column beside its name and type."
-    roles = [("key", c.name in contract.key), ("group", c.name in contract.group), ("time", c.name == contract.time),
-             ("target", c.name == contract.target), ("not null", not c.nullable), ("personal", c.personal)]
+    roles = [
+        ("key", c.name in contract.key),
+        ("group", c.name in contract.group),
+        ("time", c.name == contract.time),
+        ("target", c.name == contract.target),
+        ("not null", not c.nullable),
+        ("personal", c.personal),
+    ]
     said = [word for word, holds in roles if holds] + [t for t in (c.unit, c.format, c.description) if t]
     return ", ".join(said)
 
@@ -607,10 +679,16 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _as_html(contract: Contract) -> str:
     "The contract for a notebook."
     task = f" &middot; {contract.task} of <b>{escape(contract.target)}</b>" if contract.target else ""
-    parts = [f"<p><b>contract {escape(contract.name)}</b>{task}</p>",
-             _table(["column", "type", "meaning"], [[c.name, c.type, _meaning(c, contract)] for c in contract.columns])]
-    rules = [[f"{r.letter} {LETTERS[r.letter]}", r.name, terms(r), r.reason]
-             for letter in LETTERS for r in contract.rules if r.letter == letter]
+    parts = [
+        f"<p><b>contract {escape(contract.name)}</b>{task}</p>",
+        _table(["column", "type", "meaning"], [[c.name, c.type, _meaning(c, contract)] for c in contract.columns]),
+    ]
+    rules = [
+        [f"{r.letter} {LETTERS[r.letter]}", r.name, terms(r), r.reason]
+        for letter in LETTERS
+        for r in contract.rules
+        if r.letter == letter
+    ]
     if rules:
         parts.append(_table(["letter", "rule", "terms", "reason"], rules))
     if contract.features:

@@ -275,3 +275,35 @@ def test_real_trips_are_accounted_for(catalog: Catalog, engine: Engine, shared_d
     assert ledger.rows_in == 68_211 == ledger.kept + ledger.quarantined
     assert ledger.by_rule["distance is not zero"] == sum(d == 0 for d in data["trip_distance"].to_pylist()) == 3_350
     assert ledger.by_rule["fare is paid"] == sum(f <= 0 for f in data["fare_amount"].to_pylist())
+
+
+def test_a_computed_column_is_kept_checked_and_never_a_key(catalog: Catalog, engine: Engine) -> None:
+    stored = catalog.table("timed").append(
+        pa.table(
+            {
+                "id": [1, 2, 3],
+                "start": ["2023-01-01 10:00:00"] * 3,
+                "end": ["2023-01-01 10:05:00", "2023-01-01 09:00:00", None],
+            }
+        )
+    )
+    contract = Contract(
+        name="timed",
+        columns=(
+            Column("id", "int"),
+            Column("start", "timestamp"),
+            Column("end", "timestamp"),
+            Column("seconds", "float", unit="s", sql='epoch("end") - epoch(start)', nullable=False),
+        ),
+        key=("id",),
+        target="seconds",
+        rules=(Between("seconds", 0, 86_400, reason="a trip ends after it began, on the same day"),),
+    )
+    assert audit(stored, contract, engine)["seconds: between"].count == 1
+    ledger = clean(stored, contract, catalog, engine, kept="timed_kept", quarantine="timed_out")
+    assert ledger.by_rule["seconds: between"] == ledger.by_rule["seconds: not null"] == 1
+    kept = engine.read(engine.table(catalog.snapshot(ledger.kept_snapshot))).to_pylist()
+    assert [(row["id"], row["seconds"]) for row in kept] == [(1, 300.0)]
+    assert "seconds" not in catalog.snapshot(ledger.quarantine_snapshot).schema.names
+    with pytest.raises(ContractError, match="cannot be a key"):
+        contract.replace(key=("seconds",))

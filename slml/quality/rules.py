@@ -151,11 +151,18 @@ def prepare(
     uniques = [r for r in rules if isinstance(r, Unique)]
     keys = {_key(r, c): typed(stored, c) for r in uniques for c in r.columns}
     placed = _placed(stored.mutate(**keys), uniques, stored.columns, hashed) if uniques else stored
-    seen = placed.mutate(**{c.name: typed(placed, c.name) for c in contract.columns})
+    seen = placed.mutate(**{c.name: typed(placed, c.name) for c in contract.columns if not c.sql})
+    computed = {c.name: _computed(c, seen) for c in contract.columns if c.sql}
+    seen = seen.mutate(**computed, **{raw_name(name): value for name, value in computed.items()})
     for rule in rules:
         if isinstance(rule, Equals):
             seen = _looked_up(seen, rule, contract, references)
     return seen
+
+
+def _computed(column: Column, seen: ir.Table) -> ir.Value:
+    "The value of a column that the table does not hold."
+    return read_as(from_sql(column.sql, seen, f"column '{column.name}'"), column.type)
 
 
 def check_columns(
@@ -163,7 +170,7 @@ def check_columns(
     contract: Contract,
 ) -> tuple[str, ...]:  # columns that the contract does not name
     "The first check of the unified model; raises ContractError for a column that the table lacks."
-    missing = [n for n in contract.names if n not in names]
+    missing = [c.name for c in contract.columns if not c.sql and c.name not in names]
     if missing:
         raise ContractError(
             f"The table lacks {len(missing)} column(s) of contract '{contract.name}': {', '.join(missing)}.",
@@ -339,29 +346,30 @@ def _(rule: SameUnit, table: ir.Table) -> ir.BooleanValue:
 
 @violates.register
 def _(rule: Expression, table: ir.Table) -> ir.BooleanValue:
-    return ~from_sql(rule, table)
+    found = from_sql(rule.sql, table, f"rule '{rule.name}'")
+    if not isinstance(found, ir.BooleanValue):
+        raise ContractError(f"The rule '{rule.name}' is not true or false.", came=f"{rule.sql}: {found.type()}")
+    return ~found
 
 # %% ../../nbs/quality/rules.ipynb #9a688560
 def from_sql(
-    rule: Expression,
+    sql: str,
     table: ir.Table,  # the columns that it may name
-) -> ir.BooleanValue:
-    "The rule's expression over a table; raises ContractError where it cannot be understood."
+    what: str,  # whose expression it is, for the message
+) -> ir.Value:
+    "An SQL expression over a table; raises ContractError where it cannot be understood."
     try:
-        found = _build(sqlglot.parse_one(rule.sql, dialect="duckdb"), table)
+        return _build(sqlglot.parse_one(sql, dialect="duckdb"), table)
     except SqlglotError as error:
         raise ContractError(
-            f"The rule '{rule.name}' is not an SQL expression.", came=rule.sql, expected=str(error).splitlines()[0]
+            f"The {what} has no SQL expression.", came=sql, expected=str(error).splitlines()[0]
         ) from None
     except (TypeError, ValueError, ibis.common.exceptions.IbisError) as error:
         raise ContractError(
-            f"The rule '{rule.name}' cannot be computed.",
-            came=rule.sql,
+            f"The {what} cannot be computed.",
+            came=sql,
             expected=f"operands that fit each other ({str(error).splitlines()[0]})",
         ) from None
-    if not isinstance(found, ir.BooleanValue):
-        raise ContractError(f"The rule '{rule.name}' is not true or false.", came=f"{rule.sql}: {found.type()}")
-    return found
 
 
 @singledispatch
@@ -374,7 +382,7 @@ def _build(node: sge.Expression, table: ir.Table) -> ir.Value:
         others = [_build(p, table) for p in pieces[1:] if isinstance(p, sge.Expression)]
         return getattr(_build(node.this, table), _METHODS[type(node)])(*others)
     raise ContractError(
-        f"'{node.sql()}' is not known in a rule's expression.",
+        f"'{node.sql()}' is not known in an expression.",
         came=name,
         expected="comparisons, arithmetic, AND OR NOT, IS NULL, IN, BETWEEN, LIKE, CASE, CAST, "
         "coalesce, "
