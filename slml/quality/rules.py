@@ -362,7 +362,7 @@ def from_sql(
         return _build(sqlglot.parse_one(sql, dialect="duckdb"), table)
     except SqlglotError as error:
         raise ContractError(
-            f"The {what} has no SQL expression.", came=sql, expected=str(error).splitlines()[0]
+            f"The {what} is not an SQL expression.", came=sql, expected=str(error).splitlines()[0]
         ) from None
     except (TypeError, ValueError, ibis.common.exceptions.IbisError) as error:
         raise ContractError(
