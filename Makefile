@@ -1,5 +1,5 @@
 # Everything here sets itself up: the first call makes the virtual environment, later calls are quick.
-#   make run      the main job, from raw (synthetic) trips to a tested and registered model; ROWS=1000000 make run for more
+#   make run      the main job, from raw (synthetic) trips to a tested and registered model; ROWS=1000000 make run for twice as many
 #   make test     lint, the notebooks' examples, pytest (which also holds notebooks, package and README in step)
 #   make export   the package from the notebooks;   make readme   README.md from nbs/index.ipynb
 #   make lock     constraints.txt afresh from settings.ini
@@ -8,7 +8,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
-ROWS   ?= 1000000
+ROWS   ?= 500000
 SEED   ?= 0
 TRIPS  := .slml/trips_$(ROWS)_$(SEED)
 
