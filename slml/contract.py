@@ -47,17 +47,18 @@ def _explain(
     "The first mistake that pydantic found, in a sentence that helps."
     found = error.errors(include_url=False)
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a mistyped name is missing as well
-    field, given = ".".join(str(part) for part in first["loc"]), first.get("input")
+    field, fields = ".".join(str(part) for part in first["loc"]), ", ".join(kind.model_fields)
     if first["type"] == "extra_forbidden":
-        return ContractError(
-            f"{kind.__name__} has no field '{field}'.",
-            expected=", ".join(kind.model_fields),
-            came=field,
-            todo=closest(field, kind.model_fields),
-        )
+        todo = closest(field, kind.model_fields)
+        return ContractError(f"{kind.__name__} has no field '{field}'.", expected=fields, came=field, todo=todo)
     if first["type"] == "missing":
-        return ContractError(f"{kind.__name__} lacks '{field}'.", expected=", ".join(kind.model_fields))
-    context = first.get("ctx", {})
+        return ContractError(f"{kind.__name__} lacks '{field}'.", expected=fields)
+    return _misfit(kind, field, first)
+
+# %% ../nbs/contract.ipynb #09ebcfac
+def _misfit(kind: type[BaseModel], field: str, first: Mapping[str, Any]) -> ContractError:
+    "A value that a field does not take, with the words that it does take."
+    context, given = first.get("ctx", {}), first.get("input")
     told = str(context.get("expected_tags") or context.get("expected") or "")
     allowed = [name for name in re.findall(r"'([^']*)'", told) if name]
     word = str(given.get("kind", "") if isinstance(given, dict) else given)
@@ -195,6 +196,29 @@ class OneOf(OneColumn):
     kind: Literal["one_of"] = "one_of"
     values: tuple[Scalar, ...] = Field(min_length=1)
 
+# %% ../nbs/contract.ipynb #e7844194
+# Escaped characters and classes, in which any sign may stand for itself.
+_LITERAL = re.compile(r"\\[^1-9ZuUN]|\[\^?\]?(?:\\.|[^\]\\])*\]")
+_BEYOND_RE2 = re.compile(r"\(\?(?:[=!>#(]|<[=!]|P=|[a-z]*[xauL])|\\[1-9ZuUN]|[*+?}]\+")
+
+
+def _compiled(rule: Any) -> Any:
+    "The rule itself; raises ContractError when its pattern is not a regular expression that every engine runs."
+    try:
+        re.compile(rule.pattern)
+    except re.error as error:
+        raise ContractError(
+            f"The pattern of '{rule.name}' is not a regular expression: {error}.", came=rule.pattern
+        ) from None
+    if beyond := _BEYOND_RE2.search(_LITERAL.sub("x", rule.pattern)):
+        raise ContractError(
+            f"The pattern of '{rule.name}' uses '{beyond.group()}', which engines cannot run.",
+            expected="a regular expression of RE2, without look-around and backreferences",
+            came=rule.pattern,
+            todo="write it without, as two rules, or as an Expression.",
+        )
+    return rule
+
 
 class Matches(OneColumn):
     "The whole text matches a regular expression."
@@ -207,7 +231,7 @@ class Matches(OneColumn):
     def _pattern_compiles(self) -> "Matches":
         return _compiled(self)
 
-
+# %% ../nbs/contract.ipynb #c5a0675c
 class ParsesAs(OneColumn):
     "The text reads as another type; for a date or timestamp, in exactly this format."
 
@@ -216,7 +240,7 @@ class ParsesAs(OneColumn):
     type: Type
     format: str = ""  # strptime, such as %m/%d/%Y %H:%M; empty for ISO
 
-
+# %% ../nbs/contract.ipynb #b7354ed7
 class Unique(Rule):
     "No other row has the same values here; of those that do, the first by content is kept."
 
@@ -224,18 +248,7 @@ class Unique(Rule):
     kind: Literal["unique"] = "unique"
     columns: tuple[str, ...] = Field(min_length=1)
 
-# %% ../nbs/contract.ipynb #6020d688
-def _compiled(rule: Any) -> Any:
-    "The rule itself; raises ContractError when its pattern is not a regular expression."
-    try:
-        re.compile(rule.pattern)
-    except re.error as error:
-        raise ContractError(
-            f"The pattern of '{rule.name}' is not a regular expression: {error}.", came=rule.pattern
-        ) from None
-    return rule
-
-# %% ../nbs/contract.ipynb #c5a0675c
+# %% ../nbs/contract.ipynb #732fd026
 class Equals(OneColumn):
     "The value is the one that a reference table gives for this row's key; an unknown key breaks it."
 
@@ -250,7 +263,7 @@ class Equals(OneColumn):
         "The columns that the rule reads."
         return (self.column, self.on)
 
-
+# %% ../nbs/contract.ipynb #3fef81c0
 class InsideBox(Rule):
     "The point lies within a box of degrees, its edges included."
 
@@ -278,7 +291,7 @@ class InsideBox(Rule):
             came=f"south {self.south}, north {self.north}, west {self.west}, east {self.east}",
         )
 
-# %% ../nbs/contract.ipynb #b7354ed7
+# %% ../nbs/contract.ipynb #b998de25
 class Ordered(Rule):
     "The value of one column is not above that of another."
 
@@ -292,7 +305,7 @@ class Ordered(Rule):
         "The columns that the rule reads."
         return (self.low_column, self.high_column)
 
-
+# %% ../nbs/contract.ipynb #0ed4a93c
 class Expression(Rule):
     "A boolean SQL expression over the columns holds; where it is null, it is not broken."
 
@@ -329,7 +342,7 @@ class SameFormat(OneColumn):
     def _pattern_compiles(self) -> "SameFormat":
         return _compiled(self)
 
-
+# %% ../nbs/contract.ipynb #c77d1f0a
 class SameUnit(OneColumn):
     "The value is within two factors of another column's, as it is when both have the expected units."
 
@@ -361,7 +374,7 @@ AnyRule = Annotated[
     Field(discriminator="kind"),
 ]
 
-# %% ../nbs/contract.ipynb #72f063a0
+# %% ../nbs/contract.ipynb #65544f63
 class Feature(Data):
     "Something a model sees, made from columns."
 
@@ -375,7 +388,7 @@ class Feature(Data):
         "The kind and the columns, such as `numeric(miles)`."
         return f"{self.kind}({', '.join(self.columns)})"
 
-
+# %% ../nbs/contract.ipynb #1f0c404e
 class Numeric(Feature):
     "A number as it is."
 
@@ -392,7 +405,7 @@ class Category(Feature):
     column: str
     max_categories: int = Field(default=256, ge=1)
 
-
+# %% ../nbs/contract.ipynb #6ae778fd
 class TimeParts(Feature):
     "Hour, weekday and season of a moment."
 
@@ -416,7 +429,7 @@ class Distance(Feature):
         "The columns that the feature reads."
         return (self.latitude, self.longitude, self.to_latitude, self.to_longitude)
 
-# %% ../nbs/contract.ipynb #03bdfef4
+
 AnyFeature = Annotated[Numeric | Category | TimeParts | Distance, Field(discriminator="kind")]
 
 # %% ../nbs/contract.ipynb #46f068f9
@@ -493,18 +506,6 @@ class Contract(Data):
         return _as_html(self)
 
 # %% ../nbs/contract.ipynb #2fc72f20
-def _computed_are_no_keys(contract: Contract) -> None:
-    "Raises ContractError where a row is named by a column that is computed: keys are looked up as they are stored."
-    keys = {*contract.key, *(name for rule in contract.rules if isinstance(rule, Unique) for name in rule.columns)}
-    for column in contract.columns:
-        if column.sql and column.name in keys:
-            raise ContractError(
-                f"The computed column '{column.name}' of contract '{contract.name}' cannot be a key.",
-                expected="stored columns",
-                todo="name the columns that it is computed from.",
-            )
-
-
 def _unknown(contract: Contract, who: str, name: str) -> ContractError:
     "What to say about a column that the contract does not have."
     return ContractError(
@@ -514,7 +515,7 @@ def _unknown(contract: Contract, who: str, name: str) -> ContractError:
         todo=closest(name, contract.names) or "declare the column, or leave it out.",
     )
 
-
+# %% ../nbs/contract.ipynb #f442989c
 def _names_are_known(contract: Contract) -> None:
     "Raises ContractError where a part names a column that is not there."
     known = set(contract.names)
@@ -569,7 +570,7 @@ def _types_are_right(contract: Contract) -> None:
         for name in feature.columns:
             _feature_fits(contract, feature, name, of[name])
 
-
+# %% ../nbs/contract.ipynb #134262e4
 def _feature_fits(contract: Contract, feature: Feature, name: str, came: str) -> None:
     "Raises ContractError where a feature reads the target, or a column of a type it does not accept."
     if name == contract.target:
@@ -582,7 +583,19 @@ def _feature_fits(contract: Contract, feature: Feature, name: str, came: str) ->
             f"The feature '{feature.name}' cannot read '{name}'.", expected=" or ".join(feature.accepts), came=came
         )
 
-# %% ../nbs/contract.ipynb #134262e4
+# %% ../nbs/contract.ipynb #6d93dec7
+def _computed_are_no_keys(contract: Contract) -> None:
+    "Raises ContractError where a row is named by a column that is computed: keys are looked up as they are stored."
+    keys = {*contract.key, *(name for rule in contract.rules if isinstance(rule, Unique) for name in rule.columns)}
+    for column in contract.columns:
+        if column.sql and column.name in keys:
+            raise ContractError(
+                f"The computed column '{column.name}' of contract '{contract.name}' cannot be a key.",
+                expected="stored columns",
+                todo="name the columns that it is computed from.",
+            )
+
+# %% ../nbs/contract.ipynb #4fdbe6ff
 def _may_fail(stored: str, wanted: str) -> bool:
     "Whether a value of one type may have no counterpart in another; raises ContractError where none ever has."
     if stored == wanted or wanted == "text" or (stored, wanted) in _ALWAYS:
@@ -599,7 +612,7 @@ def _may_fail(stored: str, wanted: str) -> bool:
 _ALWAYS = {("int", "float"), ("bool", "int"), ("bool", "float"), ("date", "timestamp")}
 _SOMETIMES = {("float", "int"), ("int", "bool"), ("float", "bool"), ("timestamp", "date")}
 
-
+# %% ../nbs/contract.ipynb #c9584ccc
 def _implied(contract: Contract, stored: Mapping[str, str]) -> list[Rule]:
     "The rules that the columns imply; raises ContractError where a type can never be reached."
     parsed = {r.column for r in contract.rules if isinstance(r, ParsesAs)}
@@ -634,13 +647,12 @@ def _meaning(c: Column, contract: Contract) -> str:
         ("not null", not c.nullable),
         ("personal", c.personal),
     ]
-    said = [word for word, holds in roles if holds] + [t for t in (c.unit, c.format, c.description) if t]
+    computed = f"computed: {c.sql}" if c.sql else ""
+    said = [word for word, holds in roles if holds] + [t for t in (c.unit, c.format, computed, c.description) if t]
     return ", ".join(said)
 
-
-def terms(
-    part: Rule | Feature,
-) -> str:
+# %% ../nbs/contract.ipynb #cf15e353
+def terms(part: Rule | Feature) -> str:
     "The terms of a rule or feature beside its name and reason, such as `low 3.25, high 1000`."
     hidden = {"kind", "name", "reason", "column", *(("columns",) if isinstance(part, Unique) else ())}
     fields = part.model_dump(exclude=hidden, exclude_defaults=True)
@@ -675,7 +687,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
-
+# %% ../nbs/contract.ipynb #bf7d3c16
 def _as_html(contract: Contract) -> str:
     "The contract for a notebook."
     task = f" &middot; {contract.task} of <b>{escape(contract.target)}</b>" if contract.target else ""

@@ -110,6 +110,10 @@ def test_a_bound_without_a_reason_is_refused() -> None:
         (lambda: Between("fare", "a", 3, reason="x"), "cannot be compared"),
         (lambda: NotNull(colum="fare"), "did you mean 'column'"),
         (lambda: Matches("zip", "(["), "not a regular expression"),
+        (lambda: Matches("zip", r"(?!0)\d{5}"), "which engines cannot run"),
+        (lambda: Matches("zip", r"\d{5}(?<!0)"), "which engines cannot run"),
+        (lambda: SameFormat("zip", r"(\d)\1*"), "which engines cannot run"),
+        (lambda: SameFormat("zip", r"(?P<d>\d)(?P=d)"), "which engines cannot run"),
         (lambda: InsideBox("lat", "lon", south=39, north=38, west=-77, east=-76), "south < north"),
         (lambda: Contract.from_json("{"), "not JSON"),
         (lambda: Contract.from_json('{"name": "t", "columns": [], "kolumns": 1}'), "did you mean 'columns'"),
@@ -154,6 +158,14 @@ def test_it_can_be_read(contract: Contract) -> None:
     page = contract.replace(notes=("<b>bold</b>",))._repr_html_()
     assert "&lt;b&gt;bold" in page
     assert "V Valid" in page
+
+
+def test_a_computed_column_says_how(contract: Contract) -> None:
+    seconds = Column("seconds", "float", sql="epoch(dropoff) - epoch(pickup)")
+    timed = contract.replace(columns=(*COLUMNS, seconds))
+    for shown in (str(timed), timed._repr_html_()):
+        assert "computed: epoch(dropoff) - epoch(pickup)" in shown
+    assert "computed" not in str(contract)
 
 
 def test_it_needs_nothing_heavy() -> None:
