@@ -183,38 +183,44 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, workspace, monkeypatch):
     assert not Catalog(workspace).tables()
 
 
-@pytest.mark.parametrize("step", range(1, 8))
-def test_interrupt_at_any_step(tmp_path, workspace, monkeypatch, step):
+class Interrupting:
+    """A progress bar that stands in for somebody who presses Ctrl-C at a certain step."""
+
+    def __init__(self, step: int):
+        self.steps, self.step = 0, step
+
+    def __call__(self, **_: object):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object):
+        return None
+
+    def update(self, _: int) -> None:
+        self.steps += 1
+        if self.steps == self.step:
+            raise KeyboardInterrupt
+
+
+def test_interrupt_at_any_step(tmp_path, workspace, monkeypatch):
     """Ctrl-C while reading: everything is as before, and the next run works."""
-    first, second = put(tmp_path / "a.csv", TRIPS), put(tmp_path / "b.csv", TRIPS.replace("1,", "9,"))
-    ingest(first, "trips", workspace, types=FLOAT)
-    before = Catalog(workspace).snapshot("trips"), rows(workspace, "trips__rejects")
-
-    class Interrupting:
-        def __init__(self, **_: object):
-            self.steps = 0
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_: object):
-            return None
-
-        def update(self, _: int) -> None:
-            self.steps += 1
-            if self.steps == step:
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("slml.tables.ingest.tqdm", Interrupting)
-        try:
-            ingest(second, "trips", workspace, types=FLOAT)
-        except KeyboardInterrupt:
-            assert (Catalog(workspace).snapshot("trips"), rows(workspace, "trips__rejects")) == before
-    report = ingest(second, "trips", workspace, types=FLOAT)
-    assert len(rows(workspace, "trips")) == 4
-    assert len(rows(workspace, "trips__rejects")) == 2
-    assert report.stored == 2 or report.skipped
+    catalog = Catalog(workspace)
+    ingest(put(tmp_path / "0.csv", TRIPS), "trips", workspace, types=FLOAT)
+    for step in range(1, 8):
+        path = put(tmp_path / f"{step}.csv", TRIPS.replace("1,", f"{10 + step},"))
+        before = catalog.snapshot("trips"), rows(workspace, "trips__rejects")
+        with monkeypatch.context() as patch:
+            patch.setattr("slml.tables.ingest.tqdm", Interrupting(step))
+            try:
+                ingest(path, "trips", workspace, types=FLOAT)
+            except KeyboardInterrupt:
+                assert (catalog.snapshot("trips"), rows(workspace, "trips__rejects")) == before
+        report = ingest(path, "trips", workspace, types=FLOAT)
+        assert len(rows(workspace, "trips")) == 2 + 2 * step
+        assert len(rows(workspace, "trips__rejects")) == 1 + step
+        assert report.stored == 2 or report.skipped
 
 
 def test_failure_between_the_two_commits(tmp_path, workspace, monkeypatch):
@@ -306,21 +312,17 @@ def _files(shared_data: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _outcome(path: Path, workspace: Workspace) -> str:
+def _outcome(path: Path, table: str, workspace: Workspace, catalog: Catalog) -> str:
     """balanced (checked once more in the tables) or refused (naming the file); anything else is an error."""
-    table = "t" + "".join(c if c.isalnum() else "_" for c in path.name)
     try:
         report = ingest(str(path), table, workspace)
     except (IngestError, UsageError) as error:
-        assert table not in Catalog(workspace).tables()
+        assert table not in catalog.tables()
         return "refused" if path.name in str(error) else "refused without saying which file"
-    stored = Catalog(workspace).snapshot(table).rows
-    rejected = Catalog(workspace).snapshot(f"{table}__rejects").rows if report.rejects else 0
+    stored = catalog.snapshot(table).rows
+    rejected = catalog.snapshot(f"{table}__rejects").rows if report.rejects else 0
     assert (report.stored, report.rejected) == (stored, rejected)
     assert report.rows == stored + rejected
-    Catalog(workspace).drop(table)
-    if rejected:
-        Catalog(workspace).drop(f"{table}__rejects")
     return "balanced"
 
 
@@ -335,7 +337,8 @@ def _outcome(path: Path, workspace: Workspace) -> str:
     ],
 )
 def test_bad_files(shared_data, workspace, pattern, balanced, is_refused):
-    outcomes = [_outcome(path, workspace) for path in _files(shared_data, pattern)]
+    catalog, files = Catalog(workspace), _files(shared_data, pattern)
+    outcomes = [_outcome(path, f"file{i}", workspace, catalog) for i, path in enumerate(files)]
     assert (outcomes.count("balanced"), outcomes.count("refused")) == (balanced, is_refused)
 
 
