@@ -15,7 +15,7 @@ import numpy as np
 
 from .dialect import Dialect
 
-# %% ../../nbs/tables/records.ipynb #b6eb0d63
+# %% ../../nbs/tables/records.ipynb #a8338cc6
 @dataclass(frozen=True)
 class Reject:
     "Something that could not be taken: where it stands, its text, and the reason."
@@ -26,7 +26,7 @@ class Reject:
     column: str = ""  # empty: the whole record
     value: str = ""
 
-
+# %% ../../nbs/tables/records.ipynb #4571898f
 @dataclass
 class Records:
     "The records of one block: the well-formed ones as bytes for a parser, the broken ones apart."
@@ -88,7 +88,21 @@ def _marks(block: bytes, dialect: Dialect) -> _Marks:
     delimiters = np.flatnonzero(a == ord(dialect.delimiter))
     return _Marks(a, lines, _outside(lines, quotes), _outside(delimiters, quotes), quotes)
 
-# %% ../../nbs/tables/records.ipynb #d5af8a8f
+# %% ../../nbs/tables/records.ipynb #bec1a6d5
+def _runs(starts: np.ndarray, ends: np.ndarray, good: np.ndarray) -> Iterator[tuple[int, int]]:
+    "Where the runs of neighbouring good records begin and end."
+    turns = np.diff(np.concatenate([[0], good.view(np.int8), [0]]))
+    return zip(starts[turns[:-1] == 1], ends[np.flatnonzero(turns == -1) - 1], strict=True)
+
+# %% ../../nbs/tables/records.ipynb #9f38cc40
+def _padded(marks: _Marks, starts: np.ndarray, dialect: Dialect) -> bool:
+    "Whether a blank or a tab stands beside an edge of a field."
+    blanks = [ord(c) for c in " \t" if c != dialect.delimiter]
+    edges = (starts - 1, marks.records, marks.delimiters, marks.quotes)
+    sides = (marks.a[np.clip(edge + side, 0, len(marks.a) - 1)] for edge in edges for side in (-1, 1))
+    return any((values == blank).any() for values in sides for blank in blanks)
+
+# %% ../../nbs/tables/records.ipynb #ec4c2c63
 def _sweep(block: bytes, marks: _Marks, line: int, dialect: Dialect) -> Records:
     "Count the fields of each record; only for blocks whose quotes are well placed."
     ends = marks.records
@@ -114,20 +128,6 @@ def _sweep(block: bytes, marks: _Marks, line: int, dialect: Dialect) -> Records:
         result.rejected.append(Reject(int(lines[i]), raw, _miscounted(int(fields[i]), dialect)))
     return result
 
-# %% ../../nbs/tables/records.ipynb #bec1a6d5
-def _runs(starts: np.ndarray, ends: np.ndarray, good: np.ndarray) -> Iterator[tuple[int, int]]:
-    "Where the runs of neighbouring good records begin and end."
-    turns = np.diff(np.concatenate([[0], good.view(np.int8), [0]]))
-    return zip(starts[turns[:-1] == 1], ends[np.flatnonzero(turns == -1) - 1], strict=True)
-
-
-def _padded(marks: _Marks, starts: np.ndarray, dialect: Dialect) -> bool:
-    "Whether a blank or a tab stands beside an edge of a field."
-    blanks = [ord(c) for c in " \t" if c != dialect.delimiter]
-    edges = (starts - 1, marks.records, marks.delimiters, marks.quotes)
-    sides = (marks.a[np.clip(edge + side, 0, len(marks.a) - 1)] for edge in edges for side in (-1, 1))
-    return any((values == blank).any() for values in sides for blank in blanks)
-
 
 def _miscounted(came: int, dialect: Dialect) -> str:
     return f"{came} fields, expected {len(dialect.columns)}"
@@ -146,6 +146,14 @@ def _grammar(delimiter: str, quote: str, escape: str) -> tuple[re.Pattern, re.Pa
     is_open = b"(?:" + field + d + b")*" + blanks + q + inside
     return tuple(re.compile(pattern, re.DOTALL) for pattern in (one, record, is_open))
 
+# %% ../../nbs/tables/records.ipynb #1ddf1e7b
+def _is_utf8(text: bytes) -> bool:
+    "Whether these bytes are text."
+    try:
+        return text.isascii() or bool(text.decode("utf-8"))
+    except UnicodeDecodeError:
+        return False
+
 # %% ../../nbs/tables/records.ipynb #b8a3e508
 LONGEST = 1 << 20  # bytes of the longest record with quotes out of place
 FURTHER = 1000  # lines that a quoted field may go on for
@@ -159,7 +167,7 @@ def _closing(lines: list[bytes], start: int, at: int, quote: bytes) -> int | Non
         more += 1
     return None if more == start + FURTHER else more
 
-
+# %% ../../nbs/tables/records.ipynb #71d73d60
 def _record(lines: list[bytes], at: int, dialect: Dialect) -> tuple[int, list[bytes], str]:
     "The lines that a record takes (one more than there are where it stays open), its fields, what is wrong with it."
     field, record, is_open = _grammar(dialect.delimiter, dialect.quote, dialect.escape)
@@ -176,13 +184,6 @@ def _record(lines: list[bytes], at: int, dialect: Dialect) -> tuple[int, list[by
         return 1, [], "not UTF-8"
     cells = [match[1] for match in field.finditer(text)]
     return taken, cells, "" if len(cells) == len(dialect.columns) else _miscounted(len(cells), dialect)
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        return text.isascii() or bool(text.decode("utf-8"))
-    except UnicodeDecodeError:
-        return False
 
 # %% ../../nbs/tables/records.ipynb #1fc3318b
 def _plain(cells: list[bytes], dialect: Dialect) -> bytes:
