@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'STATUS', 'SMALL', 'kernels', 'settings', 'checkpoints', 'kernel_environment', 'Atomic', 'run_notebook',
            'cell_error', 'failing_cell', 'mark_last_cell', 'kernel_death', 'outcome', 'executed', 'recorded', 'tracked',
-           'is_snapshot', 'versions', 'with_tracking', 'interruptible', 'execute', 'main']
+           'is_snapshot', 'versions', 'Tracker', 'interruptible', 'end_with', 'execute', 'main']
 
 # %% ../../nbs/jobs/execute.ipynb #eff68222
 import json
@@ -19,13 +19,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .. import errors
 from ..errors import SlmlError
@@ -33,6 +33,9 @@ from .run import Failure, Run, now, read_run, save_run
 from ..registry.tracking import Tracked, log_run, open_tracking
 from ..storage import open_atomic, read_text
 from ..workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # %% ../../nbs/jobs/execute.ipynb #844c3ac6
 @contextmanager
@@ -205,7 +208,11 @@ def executed(
     unit = 1 if sys.platform == "darwin" else 1024
     return save_run(
         replace(
-            run, **found, status=status, error=failure, seconds=round(time.perf_counter() - begin, 3),
+            run,
+            **found,
+            status=status,
+            error=failure,
+            seconds=round(time.perf_counter() - begin, 3),
             peak_memory=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit,
         )
     )
@@ -230,15 +237,29 @@ def tracked(run: Run) -> Tracked:
     "A run as MLflow stores it."
     snapshots = [f"{k}={v}" for k, v in run.parameters.items() if isinstance(v, str) and is_snapshot(v)]
     tags = {
-        "run": run.id, "job": run.job, "project": run.project, "mlflow.user": run.user, "fingerprint": run.fingerprint,
-        "snapshots": ", ".join(snapshots), "code": run.code, "libraries": json.dumps(versions()),
-        "outputs": json.dumps(run.outputs), "error": run.error.message if run.error else "",
+        "run": run.id,
+        "job": run.job,
+        "project": run.project,
+        "mlflow.user": run.user,
+        "fingerprint": run.fingerprint,
+        "snapshots": ", ".join(snapshots),
+        "code": run.code,
+        "libraries": json.dumps(versions()),
+        "outputs": json.dumps(run.outputs),
+        "error": run.error.message if run.error else "",
     }
     files = [p for p in (run.executed, *run.artifacts.values()) if Path(p).exists() and Path(p).stat().st_size < SMALL]
     metrics = {**run.metrics, "seconds": run.seconds, "peak_memory_mb": run.peak_memory / 2**20}
     return Tracked(
-        run.job, datetime.fromisoformat(run.started), run.seconds, STATUS[run.status],
-        run.parameters, tags, metrics, run.history, files,
+        run.job,
+        datetime.fromisoformat(run.started or run.created),
+        run.seconds,
+        STATUS[run.status],
+        run.parameters,
+        tags,
+        metrics,
+        run.history,
+        files,
     )
 
 # %% ../../nbs/jobs/execute.ipynb #d4f17ef3
@@ -259,17 +280,32 @@ def versions() -> dict[str, str]:
     return found
 
 # %% ../../nbs/jobs/execute.ipynb #4bb203a7
-def with_tracking(
-    run: Run,  # ended
-    opened: Future,  # of `open_tracking`
-    workspace: Workspace,
-) -> Run:  # with MLflow's id, or a note
-    "Write a run to MLflow. What goes wrong there becomes a note in the record."
-    try:
-        return save_run(replace(run, tracking=log_run(opened.result(), workspace, tracked(run))))
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else ""
-        return save_run(replace(run, notes=(*run.notes, f"not tracked: {type(error).__name__}: {first}")))
+class Tracker:
+    "Writes runs to MLflow, in a thread of its own."
+
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
+        self._thread = ThreadPoolExecutor(1)
+        self._client = None
+
+    def open(self) -> None:
+        "Begin to open the database, and return at once."
+        self._thread.submit(self._opened)
+
+    def write(self, run: Run) -> Run:
+        "Write a run that has ended; returns it with MLflow's id, or with a note of what went wrong."
+        return self._thread.submit(self._write, run).result()
+
+    def _opened(self) -> "MlflowClient":
+        self._client = self._client or open_tracking(self.workspace)
+        return self._client
+
+    def _write(self, run: Run) -> Run:
+        try:
+            return save_run(replace(run, tracking=log_run(self._opened(), self.workspace, tracked(run))))
+        except Exception as error:
+            first = str(error).splitlines()[0] if str(error) else ""
+            return save_run(replace(run, notes=(*run.notes, f"not tracked: {type(error).__name__}: {first}")))
 
 # %% ../../nbs/jobs/execute.ipynb #3b1d099d
 @contextmanager
@@ -291,26 +327,42 @@ def interruptible() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
+# %% ../../nbs/jobs/execute.ipynb #3640566c
+def end_with(
+    pipe: int,  # descriptor of the end to read; the caller holds the other one
+) -> None:
+    "Send this process SIGTERM once the other end of a pipe is closed."
+
+    def watch() -> None:
+        os.read(pipe, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
 # %% ../../nbs/jobs/execute.ipynb #f7b509e5
 def execute(
     folder: str,  # the run's folder
 ) -> Run:  # ended
     "Execute the run whose record lies in `folder`, in the workspace that the environment names."
-    workspace = Workspace()
-    run = save_run(replace(read_run(folder), status="running", started=now(), pid=os.getpid()))
-    with ThreadPoolExecutor(1) as pool, interruptible():
-        opened = pool.submit(open_tracking, workspace)
-        run = executed(run, workspace)
-        return with_tracking(run, opened, workspace)
+    with interruptible():
+        run = save_run(replace(read_run(folder), status="running", started=now(), pid=os.getpid()))
+        return executed(run, Workspace())
 
 # %% ../../nbs/jobs/execute.ipynb #d57c25a9
 def main() -> int:  # the exit code: 0 done, 1 failed, 2 called wrongly, 130 cancelled
-    "What `python -m slml.jobs.execute FOLDER` does."
+    "What `python -m slml.jobs.execute FOLDER [--attached]` does."
     sys.modules["rfc3987_syntax"] = None  # a grammar of URIs that jsonschema would build for nbformat: a second, unused
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(asctime)s %(message)s")
     logging.getLogger("papermill").setLevel(logging.INFO)
+    folder, attached = sys.argv[1], sys.argv[2:] == ["--attached"]
+    tracker = None if attached else Tracker(Workspace())
+    if tracker:
+        tracker.open()
+    else:
+        end_with(sys.stdin.fileno())
     try:
-        run = execute(sys.argv[1])
+        run = execute(folder)
+        run = tracker.write(run) if tracker else run
     except SlmlError as error:  # the record itself could not be read or written
         print(error)
         return error.exit_code
@@ -318,5 +370,5 @@ def main() -> int:  # the exit code: 0 done, 1 failed, 2 called wrongly, 130 can
     return run.error.exit_code if run.error else 0
 
 # %% ../../nbs/jobs/execute.ipynb #9e5b696f
-if __name__ == "__main__" and "__file__" in globals() and len(sys.argv) == 2:
+if __name__ == "__main__" and "__file__" in globals() and len(sys.argv) > 1:
     sys.exit(main())

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Condition, Thread
 
 from ..errors import SettingsError, StorageError, UsageError
-from .execute import settings
+from .execute import Tracker, settings
 from .job import Job
 from .run import Failure, Run, load_run, read_run, save_run
 from .runner import prepare
@@ -29,11 +29,16 @@ def start(
     workspace: Workspace,
 ) -> subprocess.Popen:
     "Start the process that executes a run."
-    command = [sys.executable, "-m", "slml.jobs.execute", run.folder]
+    command = [sys.executable, "-m", "slml.jobs.execute", run.folder, "--attached"]
     with open(f"{run.folder}/log.txt", "ab") as log:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=run.cwd,
-            env={**os.environ, **settings(workspace)}, start_new_session=True,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            cwd=run.cwd,
+            env={**os.environ, **settings(workspace)},
+            start_new_session=True,
         )
 
 # %% ../../nbs/jobs/local.ipynb #98eb092e
@@ -92,6 +97,7 @@ class LocalRunner:
         self._processes: dict[str, subprocess.Popen] = {}
         self._cancelled: set[str] = set()
         self._ended: dict[str, Run] = {}
+        self._tracker = Tracker(workspace)
 
     def submit(self, job: Job, fingerprint: str = "") -> str:
         "Start a job, or queue it where no core is free; returns the run's id."
@@ -111,15 +117,22 @@ class LocalRunner:
                     self._free -= cores
         process = self._processes.get(run.id)
         if process:
+            self._tracker.open()
             process.wait()
+            process.stdin.close()
             with self._changed:
                 self._free += cores
                 self._changed.notify_all()
-        self._ended[run.id] = settle(run.folder, run.id in self._cancelled)
+        self._ended[run.id] = run = settle(run.folder, run.id in self._cancelled)
+        if process:
+            with suppress(StorageError):  # as in `settle`
+                self._ended[run.id] = self._tracker.write(run)
 
     def status(self, id: str) -> str:
         "How far a run has come."
-        return load_run(self.workspace, id).status
+        status = load_run(self.workspace, id).status
+        started = id in self._processes  # it has its core, though the process may not have said so yet
+        return "running" if status == "waiting" and started else status
 
     def wait(self, id: str) -> Run:
         "The run, once it has ended; also one that another process has submitted."

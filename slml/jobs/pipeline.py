@@ -97,6 +97,7 @@ class Flow:
         self.failed: dict[str, Run | SlmlError] = {}
         self.skipped: set[str] = set()
         self.waiting: dict[Future, tuple[str, str]] = {}  # -> the step and the id of its run
+        self.told: dict[str, str] = {}  # what was last said of a step that has not ended
 
     def begin(self, name: str, pool: ThreadPoolExecutor) -> bool:  # whether it has ended already
         "Start a step whose needs are done, unless it need not or cannot run."
@@ -121,8 +122,15 @@ class Flow:
             self.report(StepState(name, "cached", note=f"nothing changed since {before.id}", run=before.id))
             return True
         self.waiting[pool.submit(self.runner.wait, id)] = (name, id)
-        self.report(StepState(name, "running", run=id))
         return False
+
+    def look(self) -> None:
+        "Tell which steps wait for a core and which have begun to run."
+        for name, id in self.waiting.values():
+            state = "running" if self.told.get(name) == "running" else self.runner.status(id)
+            if state in ("waiting", "running") and self.told.get(name) != state:
+                self.told[name] = state
+                self.report(StepState(name, state, run=id))
 
     def end(self, future: Future) -> str:  # the step
         "Take in a run that has ended."
@@ -155,7 +163,9 @@ def run_steps(flow: Flow) -> None:
             while sorter.is_active():
                 ended = [name for name in sorter.get_ready() if flow.begin(name, pool)]
                 if not ended:
-                    ended = [flow.end(future) for future in wait(flow.waiting, return_when=FIRST_COMPLETED).done]
+                    found = wait(flow.waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                    ended = [flow.end(future) for future in found.done]
+                    flow.look()
                 sorter.done(*ended)
         except BaseException:  # Ctrl-C above all
             flow.cancel()

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ..errors import SettingsError, closest
 from .execute import interruptible
-from .job import Job, code_version, fingerprint
+from .job import Job, commit, fingerprint
 from .run import Run, check, new_run
 from ..storage import read_text, write_text
 from ..workspace import Workspace
@@ -45,7 +45,7 @@ def prepare(
 ) -> Run:  # waiting
     "Make the folder of a run that is to be submitted."
     source = read_text(job.notebook)
-    version = code_version(Path(job.notebook).parent)
+    version = commit(Path(job.notebook).parent)
     run = new_run(
         job.name, job.notebook, job.parameters, workspace, known or fingerprint(job, workspace), version, job.cores
     )

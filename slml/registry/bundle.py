@@ -11,7 +11,6 @@ __all__ = ['BATCH', 'LIBRARIES', 'TOLERANCE', 'FILES', 'MANIFEST', 'FORMAT', 'PR
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import io
 import json
 import platform
@@ -33,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..contract import Contract
 from ..errors import ContractError, RegistryError, StorageError
 from ..features.encoder import Encoder
-from ..storage import open_atomic
+from ..storage import open_atomic, package_hash
 
 # %% ../../nbs/registry/bundle.ipynb #c29e63e1
 def open_session(
@@ -78,11 +77,7 @@ def library_versions() -> dict[str, str]:
 @functools.cache
 def code_version() -> str:  # such as "0.1.0+3f2a9c0d1e4b"
     "The version of slml and a hash of its source."
-    top = Path(importlib.util.find_spec("slml").submodule_search_locations[0])
-    digest = hashlib.sha256()
-    for path in sorted(top.rglob("*.py")):
-        digest.update(f"{path.relative_to(top)}\0".encode() + path.read_bytes())
-    return f"{importlib.metadata.version('slml')}+{digest.hexdigest()[:12]}"
+    return f"{importlib.metadata.version('slml')}+{package_hash()[:12]}"
 
 # %% ../../nbs/registry/bundle.ipynb #8c23130c
 class Lineage(BaseModel):

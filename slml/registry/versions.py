@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import RegistryError, closest
 from .bundle import Bundle
-from .tracking import _alone, open_tracking, retry
+from .tracking import alone, open_tracking, retry
 from ..training.metrics import headline, measure
 from ..workspace import Workspace
 
@@ -173,7 +173,7 @@ def _changing(workspace: Workspace) -> Iterator["MlflowClient"]:
 
     client = open_tracking(workspace)
     try:
-        with _alone(workspace.tracking_uri):
+        with alone(workspace.tracking_uri):
             yield client
     except MlflowException as error:
         raise RegistryError(
