@@ -2,6 +2,7 @@
 #   make run      the main job, from raw (synthetic) trips to a tested and registered model; ROWS=1000000 make run for twice as many
 #   make test     lint, the notebooks' examples, pytest (which also holds notebooks, package and README in step)
 #   make export   the package from the notebooks;   make readme   README.md from nbs/index.ipynb
+#   make bench    how long each step takes, beside what others need
 #   make lock     constraints.txt afresh from settings.ini
 
 PYTHON ?= python3.11
@@ -10,6 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 ROWS   ?= 500000
 SEED   ?= 0
+README_DIR ?= .
 TRIPS  := .slml/trips_$(ROWS)_$(SEED)
 
 # Two OpenMP threads that spin while they wait take both cores from those that work.
@@ -17,7 +19,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install run test lint notebooks pytest export readme lock clean
+.PHONY: install run test lint notebooks pytest export readme bench lock clean
 
 install: $(READY)
 
@@ -48,7 +50,12 @@ export: $(READY)
 	nbdev_clean
 
 readme: $(READY)
-	TQDM_DISABLE=1 jupyter nbconvert --log-level WARN --to markdown --execute nbs/index.ipynb --output-dir . --output README
+	TQDM_DISABLE=1 jupyter nbconvert --log-level ERROR --to markdown --execute nbs/index.ipynb \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove_input \
+	  --output-dir $(README_DIR) --output README
+
+bench: $(READY)
+	python bench/steps.py --rows $(ROWS)
 
 lock: $(READY)
 	pip-compile --quiet --strip-extras --extra dev --output-file constraints.txt setup.py

@@ -78,7 +78,9 @@ def pairs(
     "The `name=value` words of a call. Raises `UsageError` for one without an equals sign."
     for word in words or []:
         if not word.partition("=")[1]:
-            raise UsageError(f"'{option} {word}' is not a name and a value.", expected=f"{option} name=value", came=word)
+            raise UsageError(
+                f"'{option} {word}' is not a name and a value.", expected=f"{option} name=value", came=word
+            )
     return {name.strip(): value for name, _, value in (word.partition("=") for word in words or [])}
 
 
@@ -121,7 +123,9 @@ def ingest(
     types: Annotated[list[str] | None, typer.Option("--type", help="column=type; the other types are found.")] = None,
     columns: Annotated[str, typer.Option(help="Names, separated by commas, for files without a header.")] = "",
     duplicates: Annotated[str, typer.Option(help="Files that the table holds already: skip or refuse.")] = "skip",
-    append: Annotated[bool, typer.Option("--append/--replace", help="Add to the table's rows, or replace them.")] = True,
+    append: Annotated[
+        bool, typer.Option("--append/--replace", help="Add to the table's rows, or replace them.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Take files into a table, every row accounted for.
