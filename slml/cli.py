@@ -27,6 +27,7 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
+
     from slml.jobs.run import Run
 
 # %% ../nbs/cli.ipynb #756d7a70
