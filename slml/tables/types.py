@@ -88,8 +88,9 @@ def _numbers(values: pa.Array, pattern: str, to: pa.DataType) -> pa.Array:
     fits = pc.match_substring_regex(values, pattern)
     return pc.cast(pc.replace_substring_regex(pc.if_else(fits, values, None), r"^\+", ""), to)
 
-
+# %% ../../nbs/tables/types.ipynb #28470898
 def _ints(values: pa.Array) -> pa.Array:
+    "Whole numbers of at most 64 bits."
     if pc.any(pc.starts_with(values, "0x")).as_py() or pc.any(pc.starts_with(values, "0X")).as_py():
         return _numbers(values, INT, pa.int64())  # Arrow would read 0x10 as 16
     try:
@@ -99,13 +100,15 @@ def _ints(values: pa.Array) -> pa.Array:
 
 
 def _floats(values: pa.Array) -> pa.Array:
+    "Numbers as they come, with or without an exponent."
     try:
         return pc.cast(values, pa.float64())
     except pa.ArrowInvalid:
         return _numbers(values, FLOAT, pa.float64())
 
-
+# %% ../../nbs/tables/types.ipynb #d7c50b0b
 def _bools(values: pa.Array) -> pa.Array:
+    "true and false."
     lower = pc.utf8_lower(values)
     fits = pc.is_in(lower, pa.array(["true", "false"]))
     return pc.if_else(fits, pc.equal(lower, "true"), pa.scalar(None, pa.bool_()))
@@ -178,7 +181,7 @@ def swapped(format: str) -> str:
     "The same format with day and month exchanged."
     return format.replace("%d", "%D").replace("%m", "%d").replace("%D", "%m")
 
-
+# %% ../../nbs/tables/types.ipynb #59131cc3
 def _dates(values: pa.Array, met: dict[str, list[str]], connection: duckdb.DuckDBPyConnection) -> dict[str, pa.Array]:
     "Moments by family; formats that are met for the first time are added to `met`."
     parsed = {family: _moments(values, met[family], connection) for family in met}
@@ -283,7 +286,7 @@ def _fitting(finder: Finder, candidate: str) -> tuple[ColumnType, str]:
         notes.append(f"read {candidate} ({written}), the only order that fits all {finder.values:,} values.")
     return ColumnType(name, formats), " ".join(notes)
 
-
+# %% ../../nbs/tables/types.ipynb #d6d8c661
 def _mixed(finder: Finder) -> bool:
     "Whether some values fit only day first and others only month first."
     return all(finder.alive[order].count > finder.neither for order in BOTH)
@@ -303,7 +306,14 @@ def _orders(finder: Finder) -> str:
         f"Split the source by order, or {declare} to send the others to the rejects."
     )
 
+# %% ../../nbs/tables/types.ipynb #44608aaf
+def _percent(part: int, whole: int) -> str:
+    "A share, which reads 100 only where nothing is missing."
+    share = 100 * part / whole
+    digits = next(d for d in range(1, 16) if part == whole or round(share, d) < 100)
+    return f"{share:.{digits}f} %"
 
+# %% ../../nbs/tables/types.ipynb #ef96c8c0
 def _nearly(finder: Finder) -> str:
     "The note of a column that is nearly something else than text: up to a fifth of its values stand in the way."
     name, misses = min(finder.alive.items(), key=lambda item: item[1].count, default=("", Misses(finder.values)))
@@ -311,6 +321,6 @@ def _nearly(finder: Finder) -> str:
         return ""
     type, _ = _fitting(finder, name)
     return (
-        f"{1 - misses.count / finder.values:.1%} parse as {type.name}, {misses.count:,} do not (e.g. "
+        f"{_percent(finder.values - misses.count, finder.values)} parse as {type.name}, {misses.count:,} do not (e.g. "
         f"'{misses.example}'); kept as text. Declare it '{type}' to send these to the rejects."
     )
