@@ -64,6 +64,16 @@ def test_texts_get_the_type_that_nearly_all_of_them_read_as(workspace: Workspace
     assert said(contract, "'words'", "'?'", "133 rows")
 
 
+def test_texts_of_nan_are_gaps_and_cost_no_row(workspace: Workspace, engine: Engine) -> None:
+    count = ["NaN" if i % 10 == 0 else str(i % 90) for i in range(ROWS)]
+    price = ["nan" if i % 2 == 0 else f"{i / 7:.2f}" for i in range(ROWS)]
+    snapshot = store(workspace, {"count": count, "price": price})
+    contract = infer(snapshot, engine)
+    assert [(c.type, c.nullable) for c in contract.columns] == [("float", True), ("float", True)]
+    assert not said(contract, "quarantined")
+    assert audit(snapshot, contract, engine).clean_rows == ROWS
+
+
 def test_a_proposal_throws_nothing_away_on_ordinary_data(workspace: Workspace, engine: Engine) -> None:
     random = np.random.default_rng(1)
     tails = {"normal": random.normal(0, 1, 5000), "lognormal": random.lognormal(0, 1.5, 5000),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+import slml.quality.clean as clean_module
 from slml.contract import (
     Between,
     Column,
@@ -57,8 +58,8 @@ def broken_by(catalog: Catalog, engine: Engine, snapshot: Snapshot, contract: Co
 @pytest.mark.parametrize(
     ("type", "format", "good", "bad"),
     [
-        ("float", "", ["1.5", " 2 ", "1e3", "-0"], ["NULL", "n/a", "1,5", "$3", "nan", "1_000"]),
-        ("int", "", ["1", "2.0", "-7"], ["2.5", "x", "NULL", "1e99"]),
+        ("float", "", ["1.5", " 2 ", "1e3", "-0"], ["NULL", "n/a", "1,5", "$3", "1_000"]),
+        ("int", "", ["1", "2.0", "-7"], ["2.5", "x", "NULL", "1e99", "NaN"]),
         ("bool", "", ["true", "No", "1", "F"], ["2", "maybe"]),
         ("date", "", ["2019-01-12"], ["12/01/2019", "2019-13-01"]),
         ("date", "%m/%d/%Y", ["01/13/2019", "1/2/2019"], ["13/01/2019", "2019-01-13", "02/30/2019"]),
@@ -74,6 +75,24 @@ def test_text_reads_as(catalog: Catalog, engine: Engine, type: str, format: str,
     kept = engine.read(engine.table(catalog.snapshot("kept")))["x"]
     assert kept.null_count == 3
     assert len(kept) == len(good) + 3
+
+
+def test_a_text_of_nan_is_a_missing_float(catalog: Catalog, engine: Engine) -> None:
+    """It breaks 'not null' where the column may not be null, and nothing where it may."""
+    snapshot = one_column(catalog, ["1.5", "NaN", "nan", " NAN ", "", "NULL"])
+    strict = Contract(name="t", columns=(Column("x", "float", nullable=False),))
+    found = audit(snapshot, strict, engine)
+    assert (found["x: parses as"].count, found["x: not null"].count) == (1, 5)
+    loose = Contract(name="t", columns=(Column("x", "float"),))
+    assert clean(snapshot, loose, catalog, engine, "kept", "out").by_rule == {"x: parses as": 1}
+    kept = engine.read(engine.table(catalog.snapshot("kept")))["x"].to_pylist()
+    assert sorted(kept, key=str) == [1.5, None, None, None, None]
+
+
+def test_a_stored_nan_is_a_missing_whole_number(catalog: Catalog, engine: Engine) -> None:
+    snapshot = one_column(catalog, [1.0, float("nan"), 2.5])
+    ledger = clean(snapshot, Contract(name="t", columns=(Column("x", "int"),)), catalog, engine, "kept", "out")
+    assert ledger.by_rule == {"x: parses as": 1}
 
 
 def trips(catalog: Catalog) -> Snapshot:
@@ -150,6 +169,38 @@ def test_a_row_is_quarantined_once_with_all_its_reasons(catalog: Catalog, engine
     ledger = clean(trips(catalog), contract, catalog, engine, "kept", "out")
     assert ledger.by_reason["fare: between + zip: matches + low, high: ordered"] == 1
     assert sum(ledger.by_reason.values()) == ledger.quarantined < sum(ledger.by_rule.values())
+
+
+def test_a_rule_named_like_two_others_is_counted_apart(catalog: Catalog, engine: Engine) -> None:
+    snapshot = catalog.table("fees").replace(pa.table({"a": [1, 9, 9, 1, 8], "b": [1, 1, 9, 9, 8]}))
+    rules = (Between("a", 0, 5, name="a", reason="r"), Between("b", 0, 5, name="b", reason="r"),
+             Expression("a + b < 18", name="a + b"))  # fmt: skip
+    contract = Contract(name="fees", columns=(Column("a", "int"), Column("b", "int")), rules=rules)
+    ledger = clean(snapshot, contract, catalog, engine, "kept", "out")
+    assert ledger.by_rule == {f.name: f.count for f in audit(snapshot, contract, engine).findings}
+    assert ledger.by_rule == {"a": 3, "b": 3, "a + b": 1}
+    assert ledger.by_reason == {"a": 1, "a + b": 1, "a + b + a + b": 1, "b": 1}  # only a text for people
+
+
+def test_a_changed_contract_changes_the_kept_table(
+    catalog: Catalog, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = catalog.table("t").replace(pa.table({"id": [1, 2], "fare": ["9.5", "3"], "note": ["a", "b"]}))
+    first = Contract(name="t", columns=(Column("id", "int"), Column("fare", "float")))
+    second = Contract(name="t", columns=(Column("note", "text"), Column("fare", "text")))
+    before = clean(snapshot, first, catalog, engine, "kept", "out")
+    after = clean(snapshot, second, catalog, engine, "kept", "out")
+    rows = engine.read(engine.table(catalog.snapshot("kept"))).drop(["row_hash"]).to_pylist()
+    assert sorted(rows, key=str) == [{"note": "a", "fare": "9.5"}, {"note": "b", "fare": "3"}]
+    earlier = engine.read(engine.table(catalog.snapshot(before.kept_snapshot)))
+    assert earlier.schema.names == ["id", "fare", "row_hash"]
+    assert sorted(earlier["fare"].to_pylist()) == [3.0, 9.5]
+    # What fails after the change brings the columns before it back.
+    monkeypatch.setattr(clean_module, "_ledger", lambda *_: (_ for _ in ()).throw(LedgerError("it does not balance")))
+    with pytest.raises(LedgerError):
+        clean(snapshot, first, catalog, engine, "kept", "out")
+    assert catalog.snapshot("kept").ref == after.kept_snapshot
+    assert engine.read(engine.table(catalog.snapshot("kept"))).schema.names == ["note", "fare", "row_hash"]
 
 
 def test_the_order_of_rows_and_files_changes_nothing(catalog: Catalog, engine: Engine) -> None:

@@ -6,6 +6,7 @@
 __all__ = ['BROKEN', 'Ledger', 'kept_rows', 'quarantined_rows', 'clean']
 
 # %% ../../nbs/quality/clean.ipynb #20dcc9e9
+from collections import Counter
 from collections.abc import Callable, Mapping
 from html import escape
 
@@ -105,7 +106,7 @@ def clean(
             step()
         raise
 
-
+# %% ../../nbs/quality/clean.ipynb #6cb7b3c6
 def _undo(catalog: Catalog, name: str) -> Callable[[], None]:
     "What brings a table back to how it is now: a rollback, or its removal where it does not exist yet."
     table = catalog.table(name)
@@ -119,30 +120,31 @@ def _undo(catalog: Catalog, name: str) -> Callable[[], None]:
 
     return step
 
-# %% ../../nbs/quality/clean.ipynb #6cb7b3c6
+# %% ../../nbs/quality/clean.ipynb #1896d474
 def _ledger(snapshot: Snapshot, marked: Marked, kept: Snapshot, out: Snapshot, engine: Engine) -> Ledger:
     "The ledger of a cleaning that has been written."
     written = engine.table(out)
-    reason = written.select(reason=written[BROKEN].join(" + "))
-    found = engine.read(reason.group_by("reason").aggregate(rows=reason.count())).to_pylist()
-    by_reason = {r["reason"]: r["rows"] for r in sorted(found, key=lambda r: (-r["rows"], r["reason"]))}
-    counts = {
-        rule: sum(n for reason, n in by_reason.items() if rule.name in reason.split(" + ")) for rule in marked.rules
-    }
+    found = engine.read(written.group_by(BROKEN).aggregate(rows=written.count())).to_pylist()
+    by_rule: Counter[str] = Counter()
+    by_reason: Counter[str] = Counter()
+    for names, rows in ((r[BROKEN], r["rows"]) for r in found):
+        by_rule.update(dict.fromkeys(names, rows))
+        by_reason[" + ".join(names)] += rows
+    counts = {rule: by_rule[rule.name] for rule in marked.rules}
     return Ledger(
         snapshot=snapshot.ref,
         rows_in=snapshot.rows,
         kept=kept.rows,
         quarantined=out.rows,
         by_rule={rule.name: n for rule, n in counts.items()},
-        by_reason=by_reason,
+        by_reason=dict(sorted(by_reason.items(), key=lambda pair: (-pair[1], pair[0]))),
         letters={rule.name: rule.letter for rule in marked.rules},
         kept_snapshot=kept.ref,
         quarantine_snapshot=out.ref,
         notes=(*unnamed(marked.extra), *suspicions(counts, snapshot.rows, out.rows)),
     )
 
-# %% ../../nbs/quality/clean.ipynb #1896d474
+# %% ../../nbs/quality/clean.ipynb #73507443
 def _as_text(ledger: Ledger) -> str:
     "The ledger for a terminal."
     width = max((len(n) for n in ledger.by_rule), default=0)
@@ -151,7 +153,7 @@ def _as_text(ledger: Ledger) -> str:
     lines += [f"  {ledger.letters[n]}  {n:<{width}}  {c:>11,}" for n, c in broke]
     return "\n".join([*lines, *(f"! {note}" for note in ledger.notes)])
 
-
+# %% ../../nbs/quality/clean.ipynb #e8f39bec
 def _as_html(ledger: Ledger) -> str:
     "The ledger for a notebook."
     share = {n: c / ledger.rows_in for n, c in ledger.by_rule.items() if c}

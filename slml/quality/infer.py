@@ -30,7 +30,7 @@ from slml.contract import (
     Unique,
 )
 from ..errors import ContractError, closest
-from .rules import read_as, stored_types
+from .rules import is_there, read_as, stored_types
 from ..tables.catalog import Snapshot
 from ..tables.engine import Engine
 
@@ -64,6 +64,7 @@ class Seen:
     markers: dict[str, int]  # texts that stand for a missing value -> rows
     reads: dict[str, int]  # "int", "float" or a time format -> rows that read so
     longest: int  # characters
+    nans: int = 0  # texts that spell NaN, in any case: null in a float
 
     @property
     def texts(self) -> int:
@@ -72,8 +73,8 @@ class Seen:
 
 
 def _asked(column: ir.Value, stored: str) -> dict[str, ir.Value]:
-    "What to ask about one column."
-    value = read_as(column, "text") if stored == "text" else read_as(column, "float") if stored == "float" else column
+    "What to ask about one column: names of questions, and the answers that one query gives."
+    value = read_as(column, stored) if stored in ("text", "float") else column
     asked = {"rows": value.count(), "distinct": value.nunique()}
     if stored == "float":
         return {**asked, "reads int": read_as(column, "int").count()}
@@ -82,25 +83,27 @@ def _asked(column: ir.Value, stored: str) -> dict[str, ir.Value]:
     asked |= {f"marker {m}": (value == m).sum() for m in MARKERS}
     asked |= {f"reads {t}": read_as(column, t).count() for t in ("int", "float")}
     asked |= {f"reads time {f}": read_as(column, "timestamp", f).count() for f in FORMATS}
-    return {**asked, "longest": value.length().max()}
+    return {**asked, "longest": value.length().max(), "nans": value.count() - is_there(column, "float").sum()}
 
-
+# %% ../../nbs/quality/infer.ipynb #5aec5c1b
 def look(table: ir.Table, engine: Engine) -> tuple[int, dict[str, Seen]]:
     "The number of rows, and what is in each column."
     stored = stored_types(table.schema())
     plain = [n for n, t in stored.items() if t != "other"]
     asked = {f"{i} {k}": v for i, n in enumerate(plain) for k, v in _asked(table[n], stored[n]).items()}
     answer = engine.read(table.aggregate(rows=table.count(), **asked)).to_pylist()[0]
-    seen = {}
-    for i, name in enumerate(plain):
-        of = {k.removeprefix(f"{i} "): v or 0 for k, v in answer.items() if k.startswith(f"{i} ")}
-        part = {
-            p: {k.removeprefix(p): v for k, v in of.items() if k.startswith(p) and v} for p in ("marker ", "reads ")
-        }
-        seen[name] = Seen(
-            name, stored[name], of["rows"], of["distinct"], part["marker "], part["reads "], of.get("longest", 0)
-        )
-    return answer["rows"], seen
+    return answer["rows"], {n: _answered(n, stored[n], _under(f"{i} ", answer)) for i, n in enumerate(plain)}
+
+
+def _under(prefix: str, answer: Mapping[str, int | None]) -> dict[str, int]:
+    "The answers whose names begin so, without that beginning."
+    return {k.removeprefix(prefix): v or 0 for k, v in answer.items() if k.startswith(prefix)}
+
+
+def _answered(name: str, stored: str, of: Mapping[str, int]) -> Seen:
+    "What the answers say about one column."
+    markers, reads = ({k: v for k, v in _under(p, of).items() if v} for p in ("marker ", "reads "))
+    return Seen(name, stored, of["rows"], of["distinct"], markers, reads, of.get("longest", 0), of.get("nans", 0))
 
 # %% ../../nbs/quality/infer.ipynb #703d1b60
 _CODE = re.compile(
@@ -112,7 +115,7 @@ def _is_code(seen: Seen) -> bool:
     "Whether whole numbers look like codes: few, or called so."
     return seen.distinct <= 32 or (bool(_CODE.search(seen.name)) and seen.distinct <= 1000)
 
-
+# %% ../../nbs/quality/infer.ipynb #542df0cf
 def typed(seen: Seen) -> tuple[Column, tuple[str, ...]]:
     "The column that a contract would declare, and notes on what was assumed."
     if seen.stored == "float" and seen.reads.get("int", 0) == seen.rows > 0 and _is_code(seen):
@@ -120,23 +123,30 @@ def typed(seen: Seen) -> tuple[Column, tuple[str, ...]]:
     if seen.stored != "text":
         return Column(seen.name, seen.stored), ()
     enough = MOSTLY * max(seen.texts, 1)
-    for wanted in ("int", "float"):
+    for wanted in ("float",) if seen.nans else ("int", "float"):
         if seen.reads.get(wanted, 0) >= enough and seen.texts:
             return Column(seen.name, wanted), _assumed(seen, seen.reads[wanted], wanted)
-    times = {k.removeprefix("time "): v for k, v in seen.reads.items() if k.startswith("time ") and v >= enough}
-    best = [f for f, v in times.items() if v == max(times.values())]
-    if len(best) > 1 and best[0] != "":
+    times = {f: v for f, v in _under("time ", seen.reads).items() if v >= enough}
+    return _time_or_text(seen, {f: v for f, v in times.items() if v == max(times.values())})
+
+# %% ../../nbs/quality/infer.ipynb #bbf91b45
+def _time_or_text(
+    seen: Seen,
+    best: Mapping[str, int],  # the time formats that most values have -> rows
+) -> tuple[Column, tuple[str, ...]]:
+    "The column of a text that is no number, and notes."
+    formats = list(best)
+    if len(best) > 1 and formats[0] != "":
         note = (
-            f"'{seen.name}' reads as {' and as '.join(best)} alike; day and month were not guessed, so it stays text. "
+            f"'{seen.name}' reads as {' and as '.join(best)} alike; day and month were not guessed, so it stays text."
         )
-        return Column(seen.name, "text"), (note + "Declare it a date or a timestamp with its format.",)
+        return Column(seen.name, "text"), (f"{note} Declare it a date or a timestamp with its format.",)
     if best:
-        return _time_column(seen, best[0]), _assumed(seen, times[best[0]], best[0] or "a time in ISO form")
-    missing = {m: n for m, n in seen.markers.items() if n}
-    marked = ", ".join(f"{m!r} in {n:,} rows" for m, n in missing.items())
-    return Column(seen.name, "text"), (
-        f"'{seen.name}' holds {marked}, kept as a value of its own: the encoding of a missing one.",
-    ) if missing else ()
+        assumed = _assumed(seen, best[formats[0]], formats[0] or "a time in ISO form")
+        return _time_column(seen, formats[0]), assumed
+    marked = ", ".join(f"{m!r} in {n:,} rows" for m, n in seen.markers.items())
+    note = f"'{seen.name}' holds {marked}, kept as a value of its own: the encoding of a missing one."
+    return Column(seen.name, "text"), (note,) * bool(marked)
 
 
 def _time_column(seen: Seen, format: str) -> Column:
@@ -147,12 +157,14 @@ def _time_column(seen: Seen, format: str) -> Column:
 
 def _assumed(seen: Seen, reads: int, wanted: str) -> tuple[str, ...]:
     "A note where not every text reads as the type."
-    if reads == seen.rows:
+    rows = seen.rows - (seen.nans if wanted == "float" else 0)
+    if reads == rows:
         return ()
-    marked = f"; among them {', '.join(repr(m) for m in seen.markers)}" if seen.markers else ""
+    markers = [repr(m) for m in seen.markers if wanted != "float" or m.lower() != "nan"]
+    marked = f"; among them {', '.join(markers)}" if markers else ""
     return (
-        f"'{seen.name}' is stored as text; {reads:,} of {seen.rows:,} values read as {wanted}, the other "
-        f"{seen.rows - reads:,} will be quarantined{marked}.",
+        f"'{seen.name}' is stored as text; {reads:,} of {rows:,} values read as {wanted}, the other "
+        f"{rows - reads:,} will be quarantined{marked}.",
     )
 
 # %% ../../nbs/quality/infer.ipynb #363968f1
@@ -413,7 +425,8 @@ def _columns(
             notes.append(f"'{name}' is {table[name].type()}, which a contract cannot check; it is left out.")
             continue
         column, more = typed(seen[name])
-        whole = name == target or seen[name].rows == rows > 0
+        nulls = rows - seen[name].rows + (seen[name].nans if column.type == "float" else 0)
+        whole = name == target or (not nulls and rows > 0)
         found.append(column.model_copy(update={"nullable": not whole}))
         notes += more
     return tuple(found), tuple(notes)
