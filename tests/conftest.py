@@ -19,6 +19,12 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for the tests that run jobs: creating its tables takes longer than most of them."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """A workspace of this test alone."""

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from slml.errors import JobError, ParameterError, UsageError
-from slml.jobs.execute import kernel_environment, kernels, outcome, tracked
+from slml.jobs.execute import kernel_environment, kernels, outcome, settings, tracked
 from slml.jobs.job import fingerprint, job
 from slml.jobs.parameters import REQUIRED, bind, declared
 from slml.jobs.run import list_runs, load_run, new_run, save_run
@@ -26,6 +26,12 @@ rows: int = 100        # rows to keep
 share: float = 0.2     # share for testing, 0 to 1
 strict: bool = False
 """
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tracking_uri: str) -> Workspace:
+    """A workspace of this test alone, with the database of all."""
+    return Workspace(root=str(tmp_path / "root"), project=tmp_path.name, tracking_uri=tracking_uri)
 
 
 def notebook(folder: Path, *sources: str, name: str = "job") -> str:
@@ -102,10 +108,10 @@ def test_two_processes_may_track_at_once_in_a_new_database(workspace: Workspace)
         "ws = Workspace(); c = open_tracking(ws)\n"
         "for n in range(5): log_run(c, ws, Tracked('t', datetime.now(), 1.0, 'FINISHED', metrics={'n': n}))"
     )
-    env = {**os.environ, "SLML_ROOT": workspace.root, "SLML_PROJECT": "test"}
-    started = [subprocess.Popen([sys.executable, "-c", code], env=env) for _ in range(2)]
+    new = Workspace(root=workspace.root, project="test", tracking_uri=f"sqlite:///{workspace.root}/mlflow.db")
+    started = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **settings(new)}) for _ in range(2)]
     assert [process.wait(60) for process in started] == [0, 0]
-    client = open_tracking(workspace)
+    client = open_tracking(new)
     assert len(client.search_runs([client.get_experiment_by_name("test").experiment_id])) == 10
 
 

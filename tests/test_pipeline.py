@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from slml.errors import ParameterError, PipelineError
+from slml.jobs.execute import settings
 from slml.jobs.pipeline import done_before, load_pipeline, run_pipeline, stands
 from slml.jobs.progress import StepState
 from slml.jobs.run import list_runs
@@ -46,6 +47,12 @@ def notebook(path: Path, *sources: str) -> None:
     cells[0].metadata["tags"] = ["parameters"]
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tracking_uri: str) -> Workspace:
+    """A workspace of this test alone, with the database of all."""
+    return Workspace(root=str(tmp_path / "root"), project="test", tracking_uri=tracking_uri)
 
 
 @pytest.fixture
@@ -126,27 +133,45 @@ def test_a_snapshot_that_is_gone_does_not_stand(workspace: Workspace) -> None:
     assert done_before("0" * 64, [], workspace) is None
 
 
-def test_ctrl_c_leaves_nothing_running(file: Path, tmp_path: Path, workspace: Workspace) -> None:
+def started(file: Path, workspace: Workspace, steps: int) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """A pipeline in a process of its own, and the jobs and kernels of its first steps, which would take ten minutes."""
     source = "import os, time; print('pid', os.getpid(), flush=True); time.sleep(600)"
-    notebook(tmp_path / "nbs" / "side.ipynb", "", source)
-    notebook(tmp_path / "nbs" / "read.ipynb", "file: str", source)
+    notebook(file.parents[1] / "nbs" / "side.ipynb", "", source)
+    notebook(file.parents[1] / "nbs" / "read.ipynb", "file: str", source)
     code = (
         "from slml.jobs.pipeline import load_pipeline, run_pipeline; from slml.workspace import Workspace\n"
         f"run_pipeline(load_pipeline({str(file)!r}), {{'file': 'x'}}, Workspace())"
     )
-    env = {**os.environ, "SLML_ROOT": workspace.root, "SLML_PROJECT": "test", "SLML_CORES": "2"}
+    env = {**os.environ, **settings(workspace)}
     process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True)
     logs = Path(workspace.root, "runs")
     end = time.monotonic() + 120
-    while sum("pid" in log.read_text() for log in logs.glob("*/log.txt")) < 2:  # the two run side by side
+    while sum("pid" in log.read_text() for log in logs.glob("*/log.txt")) < steps:
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.2)
+    time.sleep(0.6)  # until it has been told
     kernels = [int(log.read_text().split("pid")[1].split()[0]) for log in logs.glob("*/log.txt")]
-    jobs = [run.pid for run in list_runs(workspace)]
+    jobs = [run.pid for run in list_runs(workspace) if run.status == "running"]
+    assert len(kernels) == len(jobs) == steps
+    return process, [psutil.Process(pid) for pid in [*kernels, *jobs]]
+
+
+def test_ctrl_c_leaves_nothing_running(file: Path, workspace: Workspace) -> None:
+    process, below = started(file, workspace.model_copy(update={"cores": 2}), 2)  # the two run side by side
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert not any(psutil.pid_exists(pid) for pid in [*kernels, *jobs])
+    assert not any(one.is_running() for one in below)
     assert [run.status for run in list_runs(workspace)] == ["cancelled", "cancelled"]
     assert "cancelled" in said
+
+
+def test_jobs_do_not_outlive_a_pipeline_that_was_killed(file: Path, workspace: Workspace) -> None:
+    process, below = started(file, workspace.model_copy(update={"cores": 1}), 1)
+    process.kill()
+    _, said = process.communicate(timeout=60)
+    assert sorted(line.split()[1] for line in said.splitlines()) == ["running", "waiting"], "one core, one step"
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]  # nobody may be there to collect it
+    assert sorted(run.status for run in list_runs(workspace)) == ["cancelled", "failed"]

@@ -18,12 +18,6 @@ from slml.workspace import Workspace
 RUNNERS: dict[str, Callable[[Workspace], Runner]] = {"local": LocalRunner}
 
 
-@pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all tests: creating its tables takes longer than most of them."""
-    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
-
-
 @pytest.fixture(params=RUNNERS)
 def runner(request: pytest.FixtureRequest, tmp_path: Path, tracking_uri: str) -> Runner:
     """Each implementation, with one core, so that the second job has to wait."""
@@ -120,6 +114,7 @@ def test_a_process_that_is_killed_has_failed(runner: Runner, sleeper: Job) -> No
     run = runner.wait(id)
     assert run.status == "failed"
     assert "without a word" in run.error.message
+    assert run.tracking, "a run that could not speak for itself is tracked too"
     until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE)
 
 
