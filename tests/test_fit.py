@@ -189,7 +189,7 @@ def test_time_is_a_bound(folder):
 
 
 def test_the_batch_follows_the_rows():
-    assert [batch_size(n) for n in (10, 50_000, 200_000, 600_000, 3_000_000)] == [256, 256, 512, 2048, 4096]
+    assert [batch_size(n) for n in (10, 50_000, 200_000, 600_000, 3_000_000)] == [256, 256, 256, 1024, 4096]
 
 
 def test_california_housing(shared_data):

@@ -42,7 +42,7 @@ def batch_size(
     rows: int,  # of the training part
 ) -> int:  # rows in a batch
     "The batch size that suits a table of this size."
-    return min(4096, max(256, 2 ** (max(rows, 1).bit_length() - 9)))
+    return min(4096, max(256, 2 ** (max(rows, 1).bit_length() - 10)))
 
 
 def learning_rate_for(
@@ -149,7 +149,9 @@ class _Training:
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.weights]
         self.best = self.average
-        self.optimizer = torch.optim.AdamW(self.weights, settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.weights, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         self.history = History(headline(model.task))
         self.epoch, self.batch, self.steps = 0, 0, 0
         self.loss, self.rows, self.spent = 0.0, 0, 0.0  # of this epoch so far
