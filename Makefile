@@ -57,8 +57,12 @@ readme: $(READY)
 bench: $(READY)
 	python bench/steps.py --rows $(ROWS)
 
-lock: $(READY)
-	pip-compile --quiet --strip-extras --extra dev --output-file constraints.txt setup.py
+# torch is pinned first: an unpinned one brings gigabytes of CUDA.
+lock:
+	$(PYTHON) -m venv .lock && echo 'torch==2.13.0' > .lock/torch.txt
+	.lock/bin/pip install --quiet -c .lock/torch.txt --editable '.[dev]'
+	.lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > constraints.txt
+	rm -r .lock
 
 clean:
 	rm -rf .slml build dist *.egg-info
