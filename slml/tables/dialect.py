@@ -28,8 +28,42 @@ class Dialect:
     header: int = 1  # the line of the header, from 1; 0 where there is none
     notes: tuple[str, ...] = ()
 
-# %% ../../nbs/tables/dialect.ipynb #719f75d2
+# %% ../../nbs/tables/dialect.ipynb #28104d98
 BLOCK = 1 << 24  # bytes read at once
+
+
+def _whole_lines(stream: IO[bytes], head: bytes) -> Iterator[bytes]:
+    "The stream in blocks that do not cut a line, so that no letter is cut either."
+    rest, block = b"", head
+    while block:
+        cut = block.rfind(b"\n") + 1
+        yield rest + block[:cut]
+        rest, block = block[cut:] if cut else rest + block, stream.read(BLOCK)
+    yield rest
+
+# %% ../../nbs/tables/dialect.ipynb #51300336
+def _beyond_ascii(block: bytes) -> tuple[bool, bool]:
+    "Whether some line holds letters beyond ASCII in UTF-8, and whether some line is not UTF-8."
+    try:
+        block.decode("utf-8")
+        return True, False
+    except UnicodeDecodeError:
+        good = bad = False
+        for line in block.split(b"\n"):
+            if not line.isascii():
+                broken = "�" in line.decode("utf-8", "replace")
+                good, bad = good or not broken, bad or broken
+        return good, bad
+
+# %% ../../nbs/tables/dialect.ipynb #3b17826d
+def _wide(head: bytes) -> str:
+    "UTF-16 without a mark: every second byte of the first lines is zero."
+    odd, even = head[1::2], head[::2]
+    if len(head) > 3 and odd.count(0) > 0.9 * len(odd) and not even.count(0):
+        return "utf-16-le"
+    return "utf-16-be" if len(head) > 3 and even.count(0) > 0.9 * len(even) and not odd.count(0) else ""
+
+# %% ../../nbs/tables/dialect.ipynb #35a75b5b
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
@@ -52,38 +86,6 @@ def encoding(
             good, bad = _beyond_ascii(block)
             utf8, other = utf8 or good, other or bad
     return "latin-1" if other and not utf8 else "utf-8"
-
-# %% ../../nbs/tables/dialect.ipynb #28104d98
-def _wide(head: bytes) -> str:
-    "UTF-16 without a mark: every second byte of the first lines is zero."
-    odd, even = head[1::2], head[::2]
-    if len(head) > 3 and odd.count(0) > 0.9 * len(odd) and not even.count(0):
-        return "utf-16-le"
-    return "utf-16-be" if len(head) > 3 and even.count(0) > 0.9 * len(even) and not odd.count(0) else ""
-
-
-def _whole_lines(stream: IO[bytes], head: bytes) -> Iterator[bytes]:
-    "The stream in blocks that do not cut a line, so that no letter is cut either."
-    rest, block = b"", head
-    while block:
-        cut = block.rfind(b"\n") + 1
-        yield rest + block[:cut]
-        rest, block = block[cut:] if cut else rest + block, stream.read(BLOCK)
-    yield rest
-
-
-def _beyond_ascii(block: bytes) -> tuple[bool, bool]:
-    "Whether some line holds letters beyond ASCII in UTF-8, and whether some line is not UTF-8."
-    try:
-        block.decode("utf-8")
-        return True, False
-    except UnicodeDecodeError:
-        good = bad = False
-        for line in block.split(b"\n"):
-            if not line.isascii():
-                broken = "�" in line.decode("utf-8", "replace")
-                good, bad = good or not broken, bad or broken
-        return good, bad
 
 # %% ../../nbs/tables/dialect.ipynb #da8dd801
 def utf8(
@@ -124,7 +126,7 @@ def _rows(lines: Sequence[str], dialect: Dialect) -> list[tuple[int, list[str]]]
         pass  # what is not readable is told line by line when the records are read
     return rows
 
-
+# %% ../../nbs/tables/dialect.ipynb #26211a8f
 def _width(rows: list[tuple[int, list[str]]]) -> tuple[int, float]:
     "The usual number of fields, and the share of rows that have it."
     widths = Counter(len(row) for _, row in rows)
@@ -138,7 +140,7 @@ def _candidates(text: str) -> Iterator[Dialect]:
         if (quote == '"' or quote in text) and (not escape or escape + quote in text):
             yield from (Dialect(delimiter, quote, escape) for delimiter in DELIMITERS if delimiter in text)
 
-
+# %% ../../nbs/tables/dialect.ipynb #809b5c00
 def _layout(text: str, lines: Sequence[str]) -> Dialect:
     "The layout on which the first lines agree most; a comma where there is only one column."
     best, most = Dialect(), 0.5
@@ -154,9 +156,10 @@ VALUE = re.compile(r"\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|\d{1,4}[-/.]\d{1,
 
 
 def _is_header(cells: Sequence[str]) -> bool:
+    "Whether no cell of the line is a number or a date."
     return not any(VALUE.fullmatch(cell) for cell in cells)
 
-
+# %% ../../nbs/tables/dialect.ipynb #e83b7c27
 def _named(cells: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     "Column names made unique, whatever their case, and the notes about it."
     names, notes, seen = [], [], set()
@@ -172,7 +175,18 @@ def _named(cells: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         names.append(name)
     return tuple(names), tuple(notes)
 
-# %% ../../nbs/tables/dialect.ipynb #e83b7c27
+# %% ../../nbs/tables/dialect.ipynb #431d0982
+def _given(columns: Sequence[str], width: int) -> tuple[str, ...]:
+    if len(columns) != width or len({c.lower() for c in columns}) != width:
+        raise UsageError(
+            "The names in columns= do not fit the file.",
+            expected=f"{width} different names, one for each field of its lines",
+            came=f"{len(columns)}: {', '.join(columns)}",
+            todo="name each field once, or leave columns= out where the file has a header.",
+        )
+    return tuple(columns)
+
+# %% ../../nbs/tables/dialect.ipynb #574104b4
 def sniff(
     head: bytes,  # the beginning of the file, in UTF-8, whole lines
     columns: Sequence[str] | None = None,  # names, where the file has no header
@@ -196,14 +210,3 @@ def sniff(
         header, names = 0, tuple(f"column{i}" for i in range(width))
         notes = ("no header: the columns are called column0, column1, ...; name them with columns=.",)
     return replace(layout, columns=names, header=header, notes=notes)
-
-
-def _given(columns: Sequence[str], width: int) -> tuple[str, ...]:
-    if len(columns) != width or len({c.lower() for c in columns}) != width:
-        raise UsageError(
-            "The names in columns= do not fit the file.",
-            expected=f"{width} different names, one for each field of its lines",
-            came=f"{len(columns)}: {', '.join(columns)}",
-            todo="name each field once, or leave columns= out where the file has a header.",
-        )
-    return tuple(columns)

@@ -92,6 +92,11 @@ def _taken(table: Table) -> dict[str, set[str]]:
     return taken
 
 # %% ../../nbs/tables/ingest.ipynb #ff407990
+def _place(uri: str) -> str:
+    "One spelling for one place, also through links."
+    return uri if "://" in uri else str(Path(uri).resolve())
+
+# %% ../../nbs/tables/ingest.ipynb #c3445245
 def _not_own(files: Sequence[str], workspace: Workspace) -> None:
     "Refuse files that slml itself wrote. Raises `UsageError`."
     warehouse = _place(workspace.uri("warehouse"))
@@ -104,10 +109,18 @@ def _not_own(files: Sequence[str], workspace: Workspace) -> None:
             todo="name the raw files; a table is read by its name, not by its files.",
         )
 
+# %% ../../nbs/tables/ingest.ipynb #99a2f877
+def _again(known: Sequence[str], all: int) -> UsageError:
+    return UsageError(
+        f"{len(known)} of {all} files are in the table already.",
+        expected="files that are new",
+        came=known[0],
+        todo="leave them out, or ingest with duplicates='skip'.",
+    )
 
-def _place(uri: str) -> str:
-    "One spelling for one place, also through links."
-    return uri if "://" in uri else str(Path(uri).resolve())
+
+def _short(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
 
 # %% ../../nbs/tables/ingest.ipynb #31df6de9
 @dataclass
@@ -134,19 +147,6 @@ def _look(source: str, workspace: Workspace, taken: set[str], duplicates: str) -
     if files.known and duplicates == "refuse":
         raise _again(files.known, len(paths))
     return files
-
-# %% ../../nbs/tables/ingest.ipynb #99a2f877
-def _again(known: Sequence[str], all: int) -> UsageError:
-    return UsageError(
-        f"{len(known)} of {all} files are in the table already.",
-        expected="files that are new",
-        came=known[0],
-        todo="leave them out, or ingest with duplicates='skip'.",
-    )
-
-
-def _short(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
 
 # %% ../../nbs/tables/ingest.ipynb #7b73a8d2
 def _agree(columns: Sequence[str], name: str, other: Sequence[str], other_name: str) -> None:
@@ -229,27 +229,6 @@ class Plan:
     trimmed: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
-
-def _plan(
-    sources: list[Source],
-    given: Mapping[str, ColumnType],  # declared by the user or the table
-    decided: Mapping[str, ColumnType],  # all types of an existing table
-    connection: duckdb.DuckDBPyConnection,
-    advance: Callable[[int], object],
-) -> Plan:
-    "Read everything once: count the rows, and find the types that nobody declared."
-    columns = tuple(decided) or sources[0].columns
-    known = _known_types(sources) | given
-    plan = Plan(sources, known, notes=[f"{_short(s.file.name)}: {note}" for s in sources for note in s.notes])
-    finders = {c: Finder(c, connection) for c in columns if c not in known}
-    for source in sources:
-        _count(plan, source, finders, advance)
-    plan.types = {c: known[c] if c in known else _found(plan, finders[c], decided.get(c)) for c in columns}
-    plan.notes += [f"{plan.blank:,} blank lines are no rows."] * bool(plan.blank)
-    if plan.trimmed:
-        plan.notes.append(f"blanks around values were dropped in {', '.join(c for c in columns if c in plan.trimmed)}.")
-    return plan
-
 # %% ../../nbs/tables/ingest.ipynb #cb676a7c
 def _count(plan: Plan, source: Source, finders: Mapping[str, Finder], advance: Callable[[int], object]) -> None:
     "Add one file to the plan's counts and show it to the finders."
@@ -272,7 +251,33 @@ def _found(plan: Plan, finder: Finder, decided: ColumnType | None) -> ColumnType
     plan.notes += [f"{finder.name}: {note}"] * bool(note)
     return ColumnType(decided.name, type.formats) if decided else type
 
+# %% ../../nbs/tables/ingest.ipynb #862310e4
+def _plan(
+    sources: list[Source],
+    given: Mapping[str, ColumnType],  # declared by the user or the table
+    decided: Mapping[str, ColumnType],  # all types of an existing table
+    connection: duckdb.DuckDBPyConnection,
+    advance: Callable[[int], object],
+) -> Plan:
+    "Read everything once: count the rows, and find the types that nobody declared."
+    columns = tuple(decided) or sources[0].columns
+    known = _known_types(sources) | given
+    plan = Plan(sources, known, notes=[f"{_short(s.file.name)}: {note}" for s in sources for note in s.notes])
+    finders = {c: Finder(c, connection) for c in columns if c not in known}
+    for source in sources:
+        _count(plan, source, finders, advance)
+    plan.types = {c: known[c] if c in known else _found(plan, finders[c], decided.get(c)) for c in columns}
+    plan.notes += [f"{plan.blank:,} blank lines are no rows."] * bool(plan.blank)
+    if plan.trimmed:
+        plan.notes.append(f"blanks around values were dropped in {', '.join(c for c in columns if c in plan.trimmed)}.")
+    return plan
+
 # %% ../../nbs/tables/ingest.ipynb #fd3bfc88
+def _misfit(chunk: Chunk, row: int, cells: list[tuple[str, str]], types: Mapping[str, ColumnType]) -> Reject:
+    reasons = "; ".join(f"{column}: '{value}' is no {types[column]}" for column, value in cells)
+    return Reject(int(chunk.lines[row]), chunk.raw(row), reasons, *cells[0])
+
+# %% ../../nbs/tables/ingest.ipynb #b22186fd
 def _typed(
     chunk: Chunk, types: Mapping[str, ColumnType], connection: duckdb.DuckDBPyConnection
 ) -> tuple[pa.Table, list[Reject]]:
@@ -293,11 +298,6 @@ def _typed(
     broken = [_misfit(chunk, row, cells, types) for row, cells in misfits.items()]
     return rows.filter(pa.array(keep)), sorted(chunk.rejected + broken, key=lambda reject: reject.line)
 
-
-def _misfit(chunk: Chunk, row: int, cells: list[tuple[str, str]], types: Mapping[str, ColumnType]) -> Reject:
-    reasons = "; ".join(f"{column}: '{value}' is no {types[column]}" for column, value in cells)
-    return Reject(int(chunk.lines[row]), chunk.raw(row), reasons, *cells[0])
-
 # %% ../../nbs/tables/ingest.ipynb #afe35d95
 def _exchanged(
     rejects: Sequence[Reject], types: Mapping[str, ColumnType], connection: duckdb.DuckDBPyConnection
@@ -317,6 +317,11 @@ REJECTS = pa.schema(
 )  # fmt: skip
 
 
+def _as_table(rejects: Sequence[Reject], id: str, file: str) -> pa.Table:
+    rows = [{"ingest": id, "file": file, **vars(reject)} for reject in rejects]
+    return pa.Table.from_pylist(rows, REJECTS)
+
+# %% ../../nbs/tables/ingest.ipynb #4cf328ca
 @dataclass
 class _Load:
     "The second pass: rows for the table, and rejects in a file until they are committed."
@@ -356,36 +361,7 @@ class _Load:
                     yield from rows.to_batches()
         before_commit()
 
-
-def _as_table(rejects: Sequence[Reject], id: str, file: str) -> pa.Table:
-    rows = [{"ingest": id, "file": file, **vars(reject)} for reject in rejects]
-    return pa.Table.from_pylist(rows, REJECTS)
-
 # %% ../../nbs/tables/ingest.ipynb #69140516
-PENDING = timedelta(minutes=10)  # an ingest commits its rows right after its rejects
-
-
-def _stay(table: Table, counted: set[str], id: str) -> set[str]:
-    "The ingests whose rejects stay: those that count, and those that another process may be about to finish."
-    if not table.exists:
-        return set()
-    now = datetime.now(UTC)
-    young = {s.properties.get("ingest", "") for s in table.history() if now - s.at < PENDING}
-    return (counted | young) - {id}
-
-
-def _commit_rejects(table: Table, spool: Path, stay: set[str], id: str) -> str:
-    "Add the rejects of an ingest, and remove those of ingests that do not stay."
-    rows = pq.ParquetFile(spool).metadata.num_rows
-    old = set(json.loads(table.snapshot().properties.get("ingests", "[]"))) if table.exists else set()
-    properties = {"ingest": id, "ingests": json.dumps(sorted((old & stay) | {id}))}
-    if old <= stay:
-        return table.append(_reader(_stored(str(spool))), properties).ref if rows else ""
-    kept = (_counted(batch, stay) for file in table.snapshot().files for batch in _stored(file))
-    snapshot = table.replace(_reader(batch for part in (kept, _stored(str(spool))) for batch in part), properties)
-    return snapshot.ref if rows else ""
-
-
 def _stored(file: str) -> Iterator[pa.RecordBatch]:
     with fsspec.open(file, "rb") as stream:
         yield from pq.ParquetFile(stream).iter_batches()
@@ -397,6 +373,30 @@ def _reader(batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
 
 def _counted(batch: pa.RecordBatch, counted: set[str]) -> pa.RecordBatch:
     return batch.filter(pc.is_in(batch["ingest"], pa.array(sorted(counted), pa.string())))
+
+# %% ../../nbs/tables/ingest.ipynb #640d5ba4
+PENDING = timedelta(minutes=10)  # an ingest commits its rows right after its rejects
+
+
+def _stay(table: Table, counted: set[str], id: str) -> set[str]:
+    "The ingests whose rejects stay: those that count, and those that another process may be about to finish."
+    if not table.exists:
+        return set()
+    now = datetime.now(UTC)
+    young = {s.properties.get("ingest", "") for s in table.history() if now - s.at < PENDING}
+    return (counted | young) - {id}
+
+# %% ../../nbs/tables/ingest.ipynb #9242f659
+def _commit_rejects(table: Table, spool: Path, stay: set[str], id: str) -> str:
+    "Add the rejects of an ingest, and remove those of ingests that do not stay."
+    rows = pq.ParquetFile(spool).metadata.num_rows
+    old = set(json.loads(table.snapshot().properties.get("ingests", "[]"))) if table.exists else set()
+    properties = {"ingest": id, "ingests": json.dumps(sorted((old & stay) | {id}))}
+    if old <= stay:
+        return table.append(_reader(_stored(str(spool))), properties).ref if rows else ""
+    kept = (_counted(batch, stay) for file in table.snapshot().files for batch in _stored(file))
+    snapshot = table.replace(_reader(batch for part in (kept, _stored(str(spool))) for batch in part), properties)
+    return snapshot.ref if rows else ""
 
 # %% ../../nbs/tables/ingest.ipynb #16841454
 @dataclass(frozen=True)
@@ -414,9 +414,9 @@ class _Onto:
         "The types that hold already."
         return _decided(self.table) if self.append else {}
 
-    def stay(self, rejects: Table, id: str) -> set[str]:
+    def stay(self, rejects: Table, counted: set[str], id: str) -> set[str]:
         "The ingests whose rejects stay."
-        return _stay(rejects, self.taken()["ingests"], id) if self.append else set()
+        return _stay(rejects, counted, id) if self.append else set()
 
     def write(self, rows: pa.RecordBatchReader, properties: dict[str, str]) -> str:
         "One commit; the reference of the new version."
@@ -457,7 +457,7 @@ def _nothing_new(target: Table, files: _Files, decided: Mapping[str, ColumnType]
     ref, known, notes = target.snapshot().ref, tuple(files.known), tuple(files.notes)
     return IngestReport(target.name, ref, "", (), rows=0, stored=0, rejected=0, skipped=known, types=types, notes=notes)
 
-
+# %% ../../nbs/tables/ingest.ipynb #7b17bda6
 def _open(files: _Files, columns: Sequence[str] | None, decided: Mapping[str, ColumnType], table: str) -> list[Source]:
     "The files of a source, which have the same columns as each other and as the table."
     sources = [open_source(file, columns) for path in files.new.values() for file in members(path)]
@@ -477,7 +477,7 @@ def _name(files: _Files) -> str:
     "A name for an ingest: the same files give the same name."
     return hashlib.sha256("".join(sorted(files.new)).encode()).hexdigest()[:16]
 
-# %% ../../nbs/tables/ingest.ipynb #7b17bda6
+# %% ../../nbs/tables/ingest.ipynb #60e5093b
 def _store(
     onto: _Onto,
     rejects: Table,
@@ -504,15 +504,16 @@ def _store(
         report("")  # the rows add up, or nothing is stored
         if not load.stored:
             raise _all_rejected(source, load)
-        if both := onto.taken()["files"] & files.new.keys():
+        held = onto.taken()
+        if both := held["files"] & files.new.keys():
             raise _again([files.new[digest] for digest in sorted(both)], len(files.new))
-        refs.append(_commit_rejects(rejects, load.spool, onto.stay(rejects, load.id), load.id))
+        refs.append(_commit_rejects(rejects, load.spool, onto.stay(rejects, held["ingests"], load.id), load.id))
 
     batches = load.batches(schema, connection, advance, before_commit)
     reader = pa.RecordBatchReader.from_batches(schema, batches)
     return report(onto.write(reader, _properties(plan, onto.taken(), load.id, files, source)))
 
-# %% ../../nbs/tables/ingest.ipynb #8e7e82b5
+# %% ../../nbs/tables/ingest.ipynb #69ae1e28
 def _all_rejected(source: str, load: _Load) -> IngestError:
     return IngestError(
         f"No row of {source} could be taken; nothing was stored.",
@@ -521,7 +522,7 @@ def _all_rejected(source: str, load: _Load) -> IngestError:
         todo="look at the file, or declare other types.",
     )
 
-
+# %% ../../nbs/tables/ingest.ipynb #08767772
 def _properties(plan: Plan, taken: Mapping[str, set[str]], id: str, files: _Files, source: str) -> dict[str, str]:
     "What is noted with the version: enough to know these files again, and how their dates were read."
     return {
@@ -541,7 +542,7 @@ def table_name(
     name = re.sub(r"\W+", "_", parts[-1].split(".")[0] if parts else "").strip("_").lower()
     return f"table_{name}".strip("_") if not name or name[0].isdigit() else name
 
-
+# %% ../../nbs/tables/ingest.ipynb #d7214e68
 def declarations(
     words: str,  # such as "fare=float; at=timestamp %m/%d/%Y %H:%M"
 ) -> dict[str, str]:  # column -> type
