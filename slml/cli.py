@@ -275,18 +275,18 @@ def run_facts(
 
 def facts(
     said: Mapping[str, object],  # name -> number, text, list or dictionary
-) -> Grid:
-    "Names and values for the terminal, without lines."
-    table = Grid(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in said.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{k} {_cell(v)}" for k, v in value.items() if not isinstance(v, Mapping))
-        elif isinstance(value, list):
-            value = "\n".join(map(str, value))
-        table.add_row(name, _cell(value))
-    return table
+) -> str:
+    "Names and values for the terminal, a line each; never wrapped, so that a path can be copied."
+    width = max(map(len, said), default=0)
+    return "\n".join(f"{name:<{width}}  {_line(value, width)}" for name, value in said.items())
+
+
+def _line(value: object, width: int) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items() if not isinstance(v, Mapping))
+    if isinstance(value, list):
+        return ("\n" + " " * (width + 2)).join(map(str, value))
+    return _cell(value)
 
 # %% ../nbs/cli.ipynb #23474cc6
 pipelines = typer.Typer(no_args_is_help=True, help="Run pipelines.")
