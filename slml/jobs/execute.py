@@ -204,18 +204,10 @@ def executed(
         status, failure = outcome(run, kernel)
     if status == "done":
         shutil.rmtree(checkpoints(run, workspace), ignore_errors=True)
-    found = recorded(Path(run.folder))
     unit = 1 if sys.platform == "darwin" else 1024
-    return save_run(
-        replace(
-            run,
-            **found,
-            status=status,
-            error=failure,
-            seconds=round(time.perf_counter() - begin, 3),
-            peak_memory=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit,
-        )
-    )
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    run = replace(run, **recorded(Path(run.folder)), status=status, error=failure, peak_memory=memory)
+    return save_run(replace(run, seconds=round(time.perf_counter() - begin, 3)))
 
 # %% ../../nbs/jobs/execute.ipynb #6b4132a4
 def recorded(
@@ -236,31 +228,14 @@ SMALL = 5_000_000  # bytes; larger artifacts stay in the run's folder
 def tracked(run: Run) -> Tracked:
     "A run as MLflow stores it."
     snapshots = [f"{k}={v}" for k, v in run.parameters.items() if isinstance(v, str) and is_snapshot(v)]
-    tags = {
-        "run": run.id,
-        "job": run.job,
-        "project": run.project,
-        "mlflow.user": run.user,
-        "fingerprint": run.fingerprint,
-        "snapshots": ", ".join(snapshots),
-        "code": run.code,
-        "libraries": json.dumps(versions()),
-        "outputs": json.dumps(run.outputs),
-        "error": run.error.message if run.error else "",
-    }
+    tags = {"run": run.id, "job": run.job, "project": run.project, "mlflow.user": run.user, "code": run.code}
+    tags |= {"fingerprint": run.fingerprint, "snapshots": ", ".join(snapshots), "libraries": json.dumps(versions())}
+    tags |= {"outputs": json.dumps(run.outputs), "error": run.error.message if run.error else ""}
     files = [p for p in (run.executed, *run.artifacts.values()) if Path(p).exists() and Path(p).stat().st_size < SMALL]
     metrics = {**run.metrics, "seconds": run.seconds, "peak_memory_mb": run.peak_memory / 2**20}
-    return Tracked(
-        run.job,
-        datetime.fromisoformat(run.started or run.created),
-        run.seconds,
-        STATUS[run.status],
-        run.parameters,
-        tags,
-        metrics,
-        run.history,
-        files,
-    )
+    start = datetime.fromisoformat(run.started or run.created)
+    ended = STATUS[run.status]
+    return Tracked(run.job, start, run.seconds, ended, run.parameters, tags, metrics, run.history, files)
 
 # %% ../../nbs/jobs/execute.ipynb #d4f17ef3
 def is_snapshot(
@@ -351,7 +326,8 @@ def execute(
 # %% ../../nbs/jobs/execute.ipynb #d57c25a9
 def main() -> int:  # the exit code: 0 done, 1 failed, 2 called wrongly, 130 cancelled
     "What `python -m slml.jobs.execute FOLDER [--attached]` does."
-    sys.modules["rfc3987_syntax"] = None  # a grammar of URIs that jsonschema would build for nbformat: a second, unused
+    for unused in ("rfc3987_syntax", "papermill.s3"):  # a grammar of URIs that jsonschema builds, and boto3: a second
+        sys.modules[unused] = None
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(asctime)s %(message)s")
     logging.getLogger("papermill").setLevel(logging.INFO)
     folder, attached = sys.argv[1], sys.argv[2:] == ["--attached"]
@@ -366,7 +342,8 @@ def main() -> int:  # the exit code: 0 done, 1 failed, 2 called wrongly, 130 can
     except SlmlError as error:  # the record itself could not be read or written
         print(error)
         return error.exit_code
-    print(*run.notes, sep="\n")
+    if run.notes:
+        print(*run.notes, sep="\n")
     return run.error.exit_code if run.error else 0
 
 # %% ../../nbs/jobs/execute.ipynb #9e5b696f

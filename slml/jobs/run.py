@@ -90,13 +90,11 @@ def new_run(
     "The record of a run that is about to be started."
     id = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"[:-3] + f"-{job}-{secrets.token_hex(2)}"
     folder = workspace.uri("runs", id)
-    return save_run(
-        Run(
-            id, job, notebook, dict(parameters), fingerprint=fingerprint, code=code, cores=cores, cwd=os.getcwd(),
-            project=workspace.project, user=workspace.user, folder=folder, executed=f"{folder}/executed.ipynb",
-            created=now(), host=socket.gethostname(), pid=os.getpid(),
-        )
+    run = Run(id, job, notebook, dict(parameters), fingerprint=fingerprint, code=code, cores=cores, cwd=os.getcwd())
+    run = replace(
+        run, project=workspace.project, user=workspace.user, folder=folder, executed=f"{folder}/executed.ipynb"
     )
+    return save_run(replace(run, created=now(), host=socket.gethostname(), pid=os.getpid()))
 
 # %% ../../nbs/jobs/run.ipynb #2d94dfcd
 def save_run(
@@ -197,13 +195,11 @@ def _where(failure: Failure) -> str:
 # %% ../../nbs/jobs/run.ipynb #5158219d
 def _page(run: Run) -> str:
     "A run as HTML."
-    rows = {
-        "run": run.id, "status": run.status, "user": run.user, "seconds": f"{run.seconds:.1f}",
-        "peak memory": f"{run.peak_memory / 2**20:,.0f} MB", "executed notebook": run.executed,
-        **{f"parameter {k}": v for k, v in run.parameters.items()},
-        **{f"metric {k}": "" if v is None else f"{v:.6g}" for k, v in run.metrics.items()},
-        **{f"output {k}": v for k, v in run.outputs.items()},
-        **({"error": run.error.message} if run.error else {}),
-    }
+    rows = {"run": run.id, "status": run.status, "user": run.user, "seconds": f"{run.seconds:.1f}"}
+    rows |= {"peak memory": f"{run.peak_memory / 2**20:,.0f} MB", "executed notebook": run.executed}
+    rows |= {f"parameter {k}": v for k, v in run.parameters.items()}
+    rows |= {f"metric {k}": "" if v is None else f"{v:.6g}" for k, v in run.metrics.items()}
+    rows |= {f"output {k}": v for k, v in run.outputs.items()}
+    rows |= {"error": run.error.message} if run.error else {}
     cells = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
     return f"<table>{''.join(cells)}</table>"
