@@ -43,7 +43,7 @@ class Marked:
         "Whether a row breaks any rule."
         return self.table["broken any"]
 
-
+# %% ../../nbs/quality/audit.ipynb #c4ef423c
 def mark(
     snapshot: Snapshot,
     contract: Contract,
@@ -73,7 +73,7 @@ def _question(marked: Marked, context: Sequence[str]) -> ir.Table:
             asked[f"other {i}"] = (marked.flag(i) & parses).sum()
     return table.aggregate(**asked)
 
-
+# %% ../../nbs/quality/audit.ipynb #9cf25779
 def _example(table: ir.Table, rule: Rule, context: Sequence[str]) -> ir.StructColumn:
     "The typed values first, because examples are ordered by them, then what is shown: the stored ones."
     names = list(dict.fromkeys([n for n in (*rule.columns, *context) if raw_name(n) in table.columns]))
@@ -102,7 +102,7 @@ class Finding:
         "The rule's name."
         return self.rule.name
 
-
+# %% ../../nbs/quality/audit.ipynb #7d604091
 @dataclass(frozen=True)
 class Audit:
     "What all rules found in one snapshot."
@@ -119,18 +119,12 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         "Plain data, for a program to read."
+        plain = {name: getattr(self, name) for name in ("snapshot", "contract", "rows", "clean_rows")}
         found = [
             {"rule": f.name, "letter": f.rule.letter, "count": f.count, "share": f.share, "reason": f.rule.reason}
             for f in self.findings
         ]
-        return {
-            "snapshot": self.snapshot,
-            "contract": self.contract,
-            "rows": self.rows,
-            "clean_rows": self.clean_rows,
-            "rules": found,
-            "notes": list(self.notes),
-        }
+        return {**plain, "rules": found, "notes": list(self.notes)}
 
     def __str__(self) -> str:
         return as_text(self)
@@ -202,7 +196,7 @@ def _look(rule: Rule) -> str:
     said = f", given because: {rule.reason}" if rule.reason else ""
     return f"Is the rule right ({terms(rule) or 'no terms'}{said}), or is the table?"
 
-
+# %% ../../nbs/quality/audit.ipynb #9916fa4b
 def unnamed(extra: Sequence[str]) -> tuple[str, ...]:
     "A note on the columns that the contract does not name."
     return (
@@ -223,7 +217,7 @@ def as_text(found: Audit) -> str:
     lines += [f"  {f.rule.letter}  {f.name:<{width}}  {f.count:>11,}  {f.share:>7.2%}" for f in found.findings]
     return "\n".join([*lines, *(f"! {note}" for note in found.notes)])
 
-# %% ../../nbs/quality/audit.ipynb #d9081dfd
+# %% ../../nbs/quality/audit.ipynb #621967ae
 def bar(share: float, colour: str) -> str:
     "A bar that is as long as the share, for HTML."
     width = max(share * 100, 0.7) if share else 0
@@ -232,7 +226,7 @@ def bar(share: float, colour: str) -> str:
         f"<div style='width:{width:.1f}%;height:100%;background:{colour}'></div></div>"
     )
 
-
+# %% ../../nbs/quality/audit.ipynb #4ac0f4c2
 def row_of(f: Finding) -> str:
     "A finding as a row of an HTML table."
     sample = "; ".join(", ".join(f"{k}={v!r}" for k, v in e.items()) for e in f.examples.head(2).to_dict("records"))

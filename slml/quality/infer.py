@@ -55,7 +55,7 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class Seen:
-    "What one scan found in a column."
+    "What one scan found in a column, in numbers."
 
     name: str
     stored: str  # int, float, text, bool, date, timestamp or other
@@ -71,7 +71,7 @@ class Seen:
         "Rows that hold something other than a marker."
         return self.rows - sum(self.markers.values())
 
-
+# %% ../../nbs/quality/infer.ipynb #daf27d56
 def _asked(column: ir.Value, stored: str) -> dict[str, ir.Value]:
     "What to ask about one column: names of questions, and the answers that one query gives."
     value = read_as(column, stored) if stored in ("text", "float") else column
@@ -218,7 +218,7 @@ def explained(inputs: np.ndarray, target: np.ndarray) -> tuple[float, float, np.
     spread = np.subtract(*np.quantile(target, [0.9, 0.1])) or target.std()  # whatever the tails
     return float((missed <= EXACT * spread).mean()), float((missed <= NEAR * spread).mean()), np.abs(weights[:-1])
 
-
+# %% ../../nbs/quality/infer.ipynb #cb3c6133
 def smallest_leak(inputs: dict[str, np.ndarray], target: np.ndarray) -> tuple[str, ...]:
     "The columns whose sum gives the target, or none: those that hardly matter are taken out one by one."
     names = [n for n, v in inputs.items() if v.std() > 0]
@@ -236,17 +236,23 @@ def smallest_leak(inputs: dict[str, np.ndarray], target: np.ndarray) -> tuple[st
     return tuple(names)
 
 # %% ../../nbs/quality/infer.ipynb #0596356a
-def gives_class_away(column: pa.ChunkedArray, classes: np.ndarray) -> bool:
-    "Whether the column determines the class in 99.5 % of the rows, and its values repeat often enough to tell."
+def _grouped(column: pa.ChunkedArray) -> np.ndarray | None:  # (rows,), int
+    "A number for each value, or for each range of about ten rows; none for texts that hardly repeat."
     codes = column.dictionary_encode().combine_chunks()
     values = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    if len(codes.dictionary) * 5 > len(values):
-        if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
-            return False
-        found = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        values = np.searchsorted(
-            np.nanquantile(found, np.linspace(0, 1, min(len(values) // 10, 1000) + 1)[1:-1]), found
-        )
+    if len(codes.dictionary) * 5 <= len(values):
+        return values
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        return None
+    found, ranges = column.cast(pa.float64()).to_numpy(zero_copy_only=False), min(len(values) // 10, 1000)
+    return np.searchsorted(np.nanquantile(found, np.linspace(0, 1, ranges + 1)[1:-1]), found)
+
+
+def gives_class_away(column: pa.ChunkedArray, classes: np.ndarray) -> bool:
+    "Whether the column determines the class in 99.5 % of the rows, and its values repeat often enough to tell."
+    values = _grouped(column)
+    if values is None:
+        return False
     pairs, counts = np.unique(np.stack([values, classes]), axis=1, return_counts=True)
     _, group = np.unique(pairs[0], return_inverse=True)
     best = np.zeros(group.max() + 1, dtype=np.int64)
@@ -279,7 +285,7 @@ def check_target(target: str, rows: int, seen: Mapping[str, Seen], names: Sequen
             todo="choose another target.",
         )
 
-
+# %% ../../nbs/quality/infer.ipynb #cf918ba0
 def task_of(
     column: Column,
     seen: Seen,
@@ -402,7 +408,7 @@ def infer(
         notes=(*warned, *notes, *more, *keyed, *ruled, *left),
     )
 
-
+# %% ../../nbs/quality/infer.ipynb #0afa81f6
 def _check_given(snapshot: Snapshot, key: Sequence[str], time: str) -> None:
     "Raises ContractError where the key or the time names a column that is not there."
     for name in (*key, *([time] if time else [])):
@@ -414,7 +420,7 @@ def _check_given(snapshot: Snapshot, key: Sequence[str], time: str) -> None:
                 todo=closest(name, snapshot.schema.names),
             )
 
-# %% ../../nbs/quality/infer.ipynb #0afa81f6
+# %% ../../nbs/quality/infer.ipynb #df9800d1
 def _columns(
     table: ir.Table, rows: int, seen: Mapping[str, Seen], target: str
 ) -> tuple[tuple[Column, ...], tuple[str, ...]]:
@@ -431,7 +437,7 @@ def _columns(
         notes += more
     return tuple(found), tuple(notes)
 
-
+# %% ../../nbs/quality/infer.ipynb #2b6c6bb9
 def _leaks(
     sample: pa.Table, columns: Sequence[Column], target: str, task: str, key: Sequence[str]
 ) -> tuple[set[str], tuple[str, ...]]:
@@ -469,7 +475,7 @@ def _warning(found: Sequence[str], target: str) -> str:
         f"contract.replace(features=(*contract.features, {features}))."
     )
 
-# %% ../../nbs/quality/infer.ipynb #df9800d1
+# %% ../../nbs/quality/infer.ipynb #237c1bb2
 def _features(
     columns: Sequence[Column], seen: Mapping[str, Seen], rows: int, without: set[str]
 ) -> tuple[tuple[AnyFeature, ...], tuple[str, ...]]:
@@ -487,7 +493,7 @@ def _features(
         features.append(Distance(*pairs[0], *pairs[1]))
     return tuple(features), tuple(notes)
 
-
+# %% ../../nbs/quality/infer.ipynb #29483cca
 def _rules(
     sample: pa.Table,
     columns: Sequence[Column],
@@ -512,7 +518,7 @@ def _rules(
             rules.append(Between(c.name, *bounds, reason=reason))
     return (*rules, *unique), notes
 
-
+# %% ../../nbs/quality/infer.ipynb #c0518897
 def _key_rule(
     columns: Sequence[Column], table: ir.Table, engine: Engine, rows: int, key: Sequence[str]
 ) -> tuple[tuple[AnyRule, ...], tuple[str, ...]]:

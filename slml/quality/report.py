@@ -56,7 +56,7 @@ def broken_rules(found: Audit) -> str:
     line = f"<p><small>{len(held)} rules held everywhere: {escape(', '.join(held))}.</small></p>" if held else ""
     return "".join(map(block, broken)) + line
 
-
+# %% ../../nbs/quality/report.ipynb #b9b6033b
 def block(f: Finding) -> str:
     "One broken rule."
     letter = f.rule.letter
@@ -70,7 +70,7 @@ def block(f: Finding) -> str:
         f"{reason}{examples(f)}</div>"
     )
 
-
+# %% ../../nbs/quality/report.ipynb #92988b4f
 def examples(f: Finding) -> str:
     "The example rows as they are stored."
     if f.examples.empty:
