@@ -27,7 +27,7 @@ def _quotient(
     "Whole-number division that is exact in every runtime."
     return torch.round((x - torch.remainder(x, by)).double() / by).long()
 
-
+# %% ../../nbs/features/modules.ipynb #cdf8d343
 def calendar(
     day: Tensor,  # (n,), int64, days since 1970-01-01
 ) -> Tensor:  # (n,), int64, days since 1 January of that year
@@ -124,7 +124,7 @@ def _quantiles(
     high = place.ceil().long()
     return torch.lerp(known[low], known[high], place - low).float()
 
-
+# %% ../../nbs/features/modules.ipynb #d6960309
 class Standardize(nn.Module):
     "(x - mean) / deviation for each column, held within ten deviations. NaN stays NaN."
 
@@ -187,7 +187,7 @@ class Quantile(nn.Module):
         "Knots at the quantiles; equal quantiles become one knot, with the middle of their scores."
         return cls(*quantile_knots(x, knots))
 
-
+# %% ../../nbs/features/modules.ipynb #7dabfecb
 def quantile_knots(
     x: Tensor,  # (n, k), float32, NaN where missing
     size: int = 48,  # quantiles for each column
@@ -227,7 +227,7 @@ def _edges(known: Tensor, count: int) -> Tensor:  # (edges,)
         warnings.simplefilter("ignore")  # a yes-or-no column has one bin, which is what it needs
         return compute_bins(known[:, None], n_bins=min(count, len(known) - 1))[0]
 
-
+# %% ../../nbs/features/modules.ipynb #829aabe3
 class PiecewiseLinear(nn.Module):
     """A learned curve of `width` values for each column.
 
