@@ -21,7 +21,13 @@ from slml.workspace import Workspace
 ROWS = 400
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One workspace for all tests here: each replaces the rows of its only table."""
+    return Workspace(root=str(tmp_path_factory.mktemp("infer")), project="test")
+
+
+@pytest.fixture(scope="module")
 def engine(workspace: Workspace) -> Iterator[Engine]:
     with open_engine(workspace) as opened:
         yield opened

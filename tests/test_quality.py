@@ -33,14 +33,28 @@ from slml.tables.engine import Engine, open_engine
 from slml.workspace import Workspace
 
 
-@pytest.fixture
-def catalog(workspace: Workspace) -> Catalog:
-    return Catalog(workspace)
+@pytest.fixture(scope="module")
+def shared_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One catalog and one engine for all tests here: opening them takes longer than most tests."""
+    return Workspace(root=str(tmp_path_factory.mktemp("quality")), project="test")
+
+
+@pytest.fixture(scope="module")
+def shared_catalog(shared_workspace: Workspace) -> Catalog:
+    return Catalog(shared_workspace)
 
 
 @pytest.fixture
-def engine(workspace: Workspace) -> Iterator[Engine]:
-    with open_engine(workspace) as opened:
+def catalog(shared_catalog: Catalog) -> Iterator[Catalog]:
+    """Without a table when the test begins."""
+    yield shared_catalog
+    for name in shared_catalog.tables():
+        shared_catalog.drop(name)
+
+
+@pytest.fixture(scope="module")
+def engine(shared_workspace: Workspace) -> Iterator[Engine]:
+    with open_engine(shared_workspace) as opened:
         yield opened
 
 
