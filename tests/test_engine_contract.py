@@ -1,7 +1,10 @@
 """What every engine has to do, run against each of them."""
 
 import datetime as dt
+import os
 import signal
+import subprocess
+import sys
 import threading
 from decimal import Decimal
 from pathlib import Path
@@ -77,6 +80,53 @@ def test_rows_come_back_in_the_order_written(engine, numbers):
 
 def test_files_are_as_good_as_a_snapshot(engine, numbers):
     assert engine.read(engine.table(list(numbers.files[1:]))).num_rows == 400_000
+
+
+UNION = """
+import ibis, numpy as np, pyarrow as pa, sys
+from slml.tables.catalog import Catalog
+from slml.tables.engine import open_engine
+from slml.workspace import Workspace
+workspace = Workspace(root=sys.argv[1], project="test", engine=sys.argv[2], cores=2, memory="1GB")
+trips = pa.table({"id": np.arange(1_000_000) // 4 * 3, "text": pa.array(np.arange(1_000_000)).cast(pa.string())})
+with open_engine(workspace) as engine:
+    rows = engine.table(Catalog(workspace).table("trips").append(trips))
+    even, odd = (rows.filter(rows.id % 2 == n) for n in (0, 1))
+    both = (side.inner_join(side.select("id").distinct(), "id").select("id", "text") for side in (even, odd))
+    batches = list(engine.batches(engine.hashed(ibis.union(*both), ["id"])))
+    print(sum(map(len, batches)), len({n for batch in batches for n in batch["text"].to_pylist()}))
+"""
+
+
+def test_a_stream_of_two_joins_one_after_the_other_begins(workspace):
+    "A process of its own: where it hangs, no signal reaches it."
+    call = [sys.executable, "-c", UNION, workspace.root, workspace.engine]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["1000000", "1000000"], done.stderr
+
+
+def test_what_a_killed_process_spilled_is_removed_and_nothing_else(workspace):
+    scratch = Path(workspace.root, "scratch")
+    call = [sys.executable, "-c", KILLED, workspace.root, workspace.engine]
+    subprocess.run(call, capture_output=True, text=True, timeout=60)
+    left = list(scratch.iterdir())
+    assert left
+    with open_engine(workspace):
+        (used,) = set(scratch.iterdir()) - set(left)
+        for folder in (*left, used):
+            os.utime(folder, (0, 0))
+        open_engine(workspace).close()
+        assert list(scratch.iterdir()) == [used]
+    assert list(scratch.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from slml.tables.engine import open_engine
+from slml.workspace import Workspace
+engine = open_engine(Workspace(root=sys.argv[1], engine=sys.argv[2], cores=2, memory="1GB"))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_an_ordered_result_is_ordered_in_its_batches(engine, numbers):
