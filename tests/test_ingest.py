@@ -81,7 +81,9 @@ def test_one_value_in_ten_thousand_keeps_a_column_text(tmp_path, workspace):
     values[9_999] = "n/a"
     report = take(tmp_path, workspace, "id,value\n" + "".join(f"{i},{v}\n" for i, v in enumerate(values)))
     assert report.types["value"] == "text"
-    assert any("1 do not (e.g. 'n/a')" in note and "Declare it 'int'" in note for note in report.notes)
+    note = next(note for note in report.notes if note.startswith("value: "))
+    assert "99.99 % parse as int, 1 do not (e.g. 'n/a')" in note
+    assert "Declare it 'int'" in note
 
 
 def test_long_numbers_stay_text(tmp_path, workspace):
