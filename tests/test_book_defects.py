@@ -12,9 +12,9 @@ from slml.contract import Between, ParsesAs
 from slml.errors import ContractError, UsageError
 from slml.quality.audit import audit
 from slml.quality.clean import clean
-from slml.tables.catalog import Catalog
+from slml.tables.catalog import Catalog, Snapshot
 from slml.tables.engine import Engine, open_engine
-from slml.tables.ingest import ingest
+from slml.tables.ingest import IngestReport, ingest
 from slml.taxi import contract, generate
 from slml.workspace import Workspace
 
@@ -22,16 +22,39 @@ RIGHT, WRONG = "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M"
 TIMES = ("ORIGINDATETIME_TR", "DESTINATIONDATETIME_TR")
 
 
-@pytest.fixture
-def month(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def month(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A month of synthetic trips with dates in both orders among its dirt."""
-    return generate(tmp_path / "raw", 4000, seed=11, dirt=0.05).files[0]
+    return generate(tmp_path_factory.mktemp("month") / "raw", 4000, seed=11, dirt=0.05).files[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One workspace for all that only read what is stored; each test that writes names a table of its own."""
+    return Workspace(root=str(tmp_path_factory.mktemp("workspace") / "root"), project="test")
+
+
+@pytest.fixture(scope="module")
 def engine(workspace: Workspace):
     with open_engine(workspace) as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+def as_text(month: str, workspace: Workspace) -> IngestReport:
+    """The month stored without any types declared."""
+    return ingest(month, "trips", workspace)
+
+
+@pytest.fixture(scope="module")
+def stored(as_text: IngestReport, workspace: Workspace) -> Snapshot:
+    return Catalog(workspace).snapshot(as_text.snapshot)
+
+
+@pytest.fixture(scope="module")
+def misread(month: str, workspace: Workspace) -> IngestReport:
+    """The month stored with its times declared day first."""
+    return ingest(month, "misread", workspace, types=dict.fromkeys(TIMES, f"timestamp {WRONG}"))
 
 
 def with_format(format: str):
@@ -43,49 +66,42 @@ def with_format(format: str):
 # Day and month
 
 
-def test_mixed_dates_are_reported_and_not_guessed(month: str, workspace: Workspace) -> None:
-    report = ingest(month, "trips", workspace)
-    assert report.types["ORIGINDATETIME_TR"] == "text"
-    note = next(note for note in report.notes if note.startswith("ORIGINDATETIME_TR"))
+def test_mixed_dates_are_reported_and_not_guessed(as_text: IngestReport) -> None:
+    assert as_text.types["ORIGINDATETIME_TR"] == "text"
+    note = next(note for note in as_text.notes if note.startswith("ORIGINDATETIME_TR"))
     assert "day first" in note
     assert "month first" in note
 
 
-def test_a_wrong_format_at_ingest_loses_no_row_in_silence(month: str, workspace: Workspace) -> None:
+def test_a_wrong_format_at_ingest_loses_no_row_in_silence(misread: IngestReport, workspace: Workspace) -> None:
     """Declared day first, most of the month does not parse: the rows are in the rejects, counted, with a reason."""
-    report = ingest(month, "trips", workspace, types=dict.fromkeys(TIMES, f"timestamp {WRONG}"))
-    assert report.rows == 4000 == report.stored + report.rejected
-    assert report.rejected > 0.5 * report.rows  # every day from the 13th on
-    rejects = Catalog(workspace).snapshot(report.rejects)
-    assert rejects.rows == report.rejected
-    assert f"{report.rejected:,} rejected" in str(report)
+    assert misread.rows == 4000 == misread.stored + misread.rejected
+    assert misread.rejected > 0.5 * misread.rows  # every day from the 13th on
+    rejects = Catalog(workspace).snapshot(misread.rejects)
+    assert rejects.rows == misread.rejected
+    assert f"{misread.rejected:,} rejected" in str(misread)
 
 
-def test_a_wrong_format_at_ingest_is_named_as_such(month: str, workspace: Workspace) -> None:
-    report = ingest(month, "trips", workspace, types=dict.fromkeys(TIMES, f"timestamp {WRONG}"))
-    assert any("month first" in note or RIGHT in note for note in report.notes), report.notes
+def test_a_wrong_format_at_ingest_is_named_as_such(misread: IngestReport) -> None:
+    assert any("month first" in note or RIGHT in note for note in misread.notes), misread.notes
 
 
-def test_what_a_wrong_format_let_through_is_found(month: str, workspace: Workspace, engine: Engine) -> None:
+def test_what_a_wrong_format_let_through_is_found(misread: IngestReport, workspace: Workspace, engine: Engine) -> None:
     """The days up to the 12th did parse, as other months: the contract keeps none of them, and the audit says so."""
-    report = ingest(month, "trips", workspace, types=dict.fromkeys(TIMES, f"timestamp {WRONG}"))
-    found = audit(Catalog(workspace).snapshot(report.snapshot), contract(), engine)
+    found = audit(Catalog(workspace).snapshot(misread.snapshot), contract(), engine)
     assert found["ORIGINDATETIME_TR: between"].share > 0.8  # all but the third of March, and what was right by chance
     assert any(note.startswith("'ORIGINDATETIME_TR: between'") for note in found.notes), found.notes
     assert any(note.startswith("Only") for note in found.notes), found.notes
 
 
-def test_a_wrong_format_in_the_contract_is_named_as_such(month: str, workspace: Workspace, engine: Engine) -> None:
-    snapshot = Catalog(workspace).snapshot(ingest(month, "trips", workspace).snapshot)
-    found = audit(snapshot, with_format(WRONG), engine)
+def test_a_wrong_format_in_the_contract_is_named_as_such(stored: Snapshot, engine: Engine) -> None:
+    found = audit(stored, with_format(WRONG), engine)
     assert found["ORIGINDATETIME_TR: parses as"].share > 0.5
     assert any("day and month are probably mixed up" in note for note in found.notes), found.notes
 
 
-def test_a_wrong_format_keeps_its_rows_in_quarantine(month: str, workspace: Workspace, engine: Engine) -> None:
-    catalog = Catalog(workspace)
-    snapshot = catalog.snapshot(ingest(month, "trips", workspace).snapshot)
-    ledger = clean(snapshot, with_format(WRONG), catalog, engine, "kept", "quarantine")
+def test_a_wrong_format_keeps_its_rows_in_quarantine(stored: Snapshot, workspace: Workspace, engine: Engine) -> None:
+    ledger = clean(stored, with_format(WRONG), Catalog(workspace), engine, "kept_wrong", "quarantine_wrong")
     assert ledger.rows_in == 4000 == ledger.kept + ledger.quarantined
     assert ledger.by_rule["ORIGINDATETIME_TR: parses as"] > 2000
     # A day up to the 12th does parse, into another month: the window of the month finds those.
@@ -96,24 +112,22 @@ def test_a_wrong_format_keeps_its_rows_in_quarantine(month: str, workspace: Work
 # Its own output
 
 
-def test_own_output_is_not_read_back(month: str, workspace: Workspace, engine: Engine) -> None:
+def test_own_output_is_not_read_back(stored: Snapshot, workspace: Workspace, engine: Engine) -> None:
     catalog = Catalog(workspace)
-    snapshot = catalog.snapshot(ingest(month, "trips", workspace).snapshot)
-    clean(snapshot, contract(), catalog, engine, "kept", "quarantine")
+    clean(stored, contract(), catalog, engine, "kept", "quarantine")
     before = catalog.snapshot("trips")
-    folder, kept = str(Path(snapshot.files[0]).parent), catalog.table("kept").location
-    for source in (*snapshot.files, folder, f"{kept}/**/*.parquet"):
+    folder, kept = str(Path(stored.files[0]).parent), catalog.table("kept").location
+    for source in (*stored.files, folder, f"{kept}/**/*.parquet"):
         with pytest.raises(UsageError):
             ingest(source.removeprefix("file://"), "trips", workspace)
     assert catalog.snapshot("trips").id == before.id
 
 
-def test_the_same_file_is_not_taken_twice(month: str, workspace: Workspace) -> None:
-    first = ingest(month, "trips", workspace)
+def test_the_same_file_is_not_taken_twice(month: str, as_text: IngestReport, workspace: Workspace) -> None:
     again = ingest(month, "trips", workspace)
     assert again.stored == 0
     assert len(again.skipped) == 1
-    assert Catalog(workspace).snapshot("trips").rows == first.stored
+    assert Catalog(workspace).snapshot("trips").rows == as_text.stored
 
 
 # A bound from a typing mistake
@@ -132,25 +146,23 @@ def test_an_impossible_bound_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(3.25, 12.5), (32.5, 250)], ids=["half is lost", "a point is moved"])
-def test_a_mistyped_bound_is_noticed(low: float, high: float, month: str, workspace: Workspace, engine: Engine) -> None:
+def test_a_mistyped_bound_is_noticed(low: float, high: float, stored: Snapshot, engine: Engine) -> None:
     """The bound looks plausible to the eye, but it breaks far more rows than a rule should."""
     mistyped = Between("FAREAMOUNT", low, high, reason="the tariff of the meter")
     rules = tuple(mistyped if r.name == mistyped.name else r for r in contract().rules)
-    snapshot = Catalog(workspace).snapshot(ingest(month, "trips", workspace).snapshot)
-    found = audit(snapshot, contract().replace(rules=rules), engine)
+    found = audit(stored, contract().replace(rules=rules), engine)
     note = next(note for note in found.notes if note.startswith("'FAREAMOUNT: between'"))
     assert "the tariff of the meter" in note  # so that a reader can compare the bound with its reason
 
 
-def test_right_bounds_raise_no_suspicion(month: str, workspace: Workspace, engine: Engine) -> None:
-    snapshot = Catalog(workspace).snapshot(ingest(month, "trips", workspace).snapshot)
-    assert not any("between" in note for note in audit(snapshot, contract(), engine).notes)
+def test_right_bounds_raise_no_suspicion(stored: Snapshot, engine: Engine) -> None:
+    assert not any("between" in note for note in audit(stored, contract(), engine).notes)
 
 
 def test_a_stored_format_is_part_of_the_rule() -> None:
     """The order of day and month stands in the contract, where a reader sees it."""
-    stored = dict.fromkeys(contract().names, "text")
-    rules = {rule.name: rule for rule in contract().all_rules(stored)}
+    types = dict.fromkeys(contract().names, "text")
+    rules = {rule.name: rule for rule in contract().all_rules(types)}
     rule = rules["ORIGINDATETIME_TR: parses as"]
     assert isinstance(rule, ParsesAs)
     assert rule.format == RIGHT
