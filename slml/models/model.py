@@ -110,7 +110,7 @@ def save(
     with open_atomic(uri) as file:
         torch.save({"settings": model.settings.model_dump_json(), "weights": model.state_dict()}, file)
 
-
+# %% ../../nbs/models/model.ipynb #60a84034
 def load(
     uri: str,  # of a file that `save` wrote
 ) -> Model:

@@ -37,14 +37,14 @@ class Batches(Protocol):
         start: int = 0,  # batches to leave out at the beginning
     ) -> Iterator[Batch]: ...
 
-# %% ../../nbs/training/fit.ipynb #cb6c737f
+# %% ../../nbs/training/fit.ipynb #739bad7a
 def batch_size(
     rows: int,  # of the training part
 ) -> int:  # rows in a batch
     "The batch size that suits a table of this size."
     return min(4096, max(256, 2 ** (max(rows, 1).bit_length() - 10)))
 
-
+# %% ../../nbs/training/fit.ipynb #cb6c737f
 def learning_rate_for(
     batch_rows: int,
 ) -> float:  # of AdamW
@@ -134,7 +134,7 @@ class FitSettings:
     clip: float = 1.0  # the longest gradient
     seed: int = 0
 
-
+# %% ../../nbs/training/fit.ipynb #026441e1
 def _purpose(model: Model, train: Batches, valid: Batches, settings: FitSettings) -> str:
     "Which training this is, one fact a line; two equal ones go through the same weights."
     facts = {**asdict(settings), "rows": train.rows, "batch_rows": train.batch_rows, "validation rows": valid.rows}
@@ -290,7 +290,7 @@ def _epoch(
         if before + training.spent > max_seconds:
             break
 
-
+# %% ../../nbs/training/fit.ipynb #3af4f090
 def _reason_to_stop(training: _Training, epochs: int, patience: int, max_seconds: float) -> str:
     "Why to stop here; nothing to go on."
     history = training.history
@@ -300,7 +300,7 @@ def _reason_to_stop(training: _Training, epochs: int, patience: int, max_seconds
         return f"{max_seconds:g} seconds were over"
     return f"all {epochs} epochs done" if training.epoch >= epochs else ""
 
-
+# %% ../../nbs/training/fit.ipynb #2a5d4a48
 def _show(bar: tqdm, history: History) -> None:
     "Put the last epoch's figures beside the bar."
     bar.update()
