@@ -179,7 +179,8 @@ def write_numbers(root, start, together):
 
 
 def test_two_processes_write_at_once_and_nothing_is_lost(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "slml.tables.catalog"])  # imported once, and by no thread of these tests
     together = context.Barrier(2)
     root = str(tmp_path / "root")  # both create the workspace, the catalog, the namespace and the table
     writers = [context.Process(target=write_numbers, args=(root, start, together)) for start in (0, 100)]
