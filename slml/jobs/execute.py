@@ -25,7 +25,7 @@ from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from .. import errors
 from ..errors import SlmlError
@@ -33,9 +33,6 @@ from .run import Failure, Run, now, read_run, save_run
 from ..registry.tracking import Tracked, log_run, open_tracking
 from ..storage import open_atomic, read_text
 from ..workspace import Workspace
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 # %% ../../nbs/jobs/execute.ipynb #844c3ac6
 @contextmanager
@@ -271,7 +268,7 @@ class Tracker:
         "Write a run that has ended; returns it with MLflow's id, or with a note of what went wrong."
         return self._thread.submit(self._write, run).result()
 
-    def _opened(self) -> "MlflowClient":
+    def _opened(self) -> object:  # MLflow's client
         self._client = self._client or open_tracking(self.workspace)
         return self._client
 
