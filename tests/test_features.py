@@ -210,3 +210,13 @@ def test_the_baselines_see_what_the_network_sees(contract):
     hours = (pickup - pickup.dt.normalize()).dt.total_seconds() / 3600
     np.testing.assert_allclose(frame["t_hour"][known], hours[known], atol=1e-4)
     assert isinstance(frame["k (code)"].dtype, pd.CategoricalDtype)
+
+
+def test_a_number_reaches_the_network_beside_its_curve(contract):
+    "A curve over quantiles knows a value by its rank only; what costs so much a mile needs the value itself."
+    rows = table(holes=0.0)
+    encoder = Encoder.fit(rows, contract)
+    features = fit_features(contract, encoder, encoder(rows))
+    values = torch.tensor(rows["n"].to_numpy(), dtype=torch.float32)
+    expected = (values - values.mean()) / values.std(correction=0)
+    torch.testing.assert_close(features(encoder(rows).inputs)[:, 0], expected, rtol=1e-3, atol=1e-3)
