@@ -12,9 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import REPOSITORY
 
 from slml.cli import main
+from slml.errors import StorageError
+from slml.models.model import write_tensors
 from slml.tables.catalog import Catalog
 from slml.workspace import Workspace
 
@@ -160,6 +163,14 @@ def test_a_full_disk(
     assert Catalog(Workspace()).tables() == []
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     assert main(["ingest", str(tmp_path / "x.parquet"), "t"]) == 0, "with room, the next call works"
+
+
+def test_a_full_disk_is_named_by_whoever_writes_tensors(small_disk: Path) -> None:
+    write_tensors({"weights": torch.ones(10)}, f"{small_disk}/model.pt")
+    with pytest.raises(StorageError, match="No space left"):
+        write_tensors({"weights": torch.ones(2_000_000)}, f"{small_disk}/model.pt")
+    assert len(torch.load(f"{small_disk}/model.pt", weights_only=True)["weights"]) == 10, "the old file stands"
+    assert [path.name for path in small_disk.iterdir()] == ["model.pt"]
 
 
 def test_ctrl_c_leaves_nothing_running_and_the_next_call_goes_on(here: Path) -> None:

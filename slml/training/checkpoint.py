@@ -15,7 +15,7 @@ import torch
 from fsspec.core import url_to_fs
 
 from ..errors import TrainingError
-from ..storage import open_atomic
+from ..models.model import write_tensors
 
 # %% ../../nbs/training/checkpoint.ipynb #1383ddda
 def write(
@@ -24,8 +24,7 @@ def write(
     state: dict,  # numbers, texts, tensors, and lists and dictionaries of them
 ) -> None:
     "Write a checkpoint whole or not at all; raises `StorageError`."
-    with open_atomic(uri) as file:
-        torch.save({"purpose": purpose, "state": state}, file)
+    write_tensors({"purpose": purpose, "state": state}, uri)
 
 
 def read(
