@@ -43,7 +43,7 @@ notebooks: $(READY)
 	nbdev_test --n_workers 2 --timing
 
 pytest: $(READY)
-	python -m pytest -q -n 2 --dist loadfile tests
+	python -m pytest -q -n 2 --dist worksteal tests
 
 export: $(READY)
 	nbdev_export

@@ -29,3 +29,8 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def workspace(tmp_path: Path) -> Workspace:
     """A workspace of this test alone."""
     return Workspace(root=str(tmp_path / "root"), project="test")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: "test_real_tables" not in item.nodeid)

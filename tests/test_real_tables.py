@@ -36,7 +36,7 @@ def run_table(root: Path, **parameters: object) -> dict:
 
 def test_nyc_coordinates(shared_data: Path, tmp_path: Path) -> None:
     """Two spellings of time, and passengers as 1 and as 2.0, in three files of one glob."""
-    found = run_table(tmp_path, source=f"{shared_data}/nyc_coordinates/*.csv", target="fare_amount", max_seconds=20)
+    found = run_table(tmp_path, source=f"{shared_data}/nyc_coordinates/*.csv", target="fare_amount", max_seconds=12)
     assert found["rows_in"] == 7333 + 4706 + 1572
     assert found["rows_kept"] > 0.98 * found["rows_in"]
 
@@ -50,7 +50,7 @@ def test_nyc_green_fare(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_chicago(shared_data: Path, tmp_path: Path) -> None:
-    found = run_table(tmp_path, source=shared_data / "chicago_taxi" / "data.csv", target="fare", max_seconds=20)
+    found = run_table(tmp_path, source=shared_data / "chicago_taxi" / "data.csv", target="fare", max_seconds=12)
     assert found["rows_in"] == 15_002
     assert found["test"]["rmse"] < 1.1 * found["baselines"]["linear"]["rmse"]
 
@@ -64,13 +64,13 @@ def test_california(shared_data: Path, tmp_path: Path) -> None:
 
 def test_adult(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "adult" / "adult-train.csv"
-    found = run_table(tmp_path, source=source, columns=ADULT, target="income", task="binary", max_seconds=20)
+    found = run_table(tmp_path, source=source, columns=ADULT, target="income", task="binary", max_seconds=12)
     assert found["rows_in"] == 32_561
     assert found["test"]["accuracy"] > 0.85
 
 
 def test_bike_sharing(shared_data: Path, tmp_path: Path) -> None:
-    found = run_table(tmp_path, source=shared_data / "bike_sharing" / "hour.csv", target="cnt", max_seconds=20)
+    found = run_table(tmp_path, source=shared_data / "bike_sharing" / "hour.csv", target="cnt", max_seconds=12)
     assert found["rows_in"] == 17_379
     assert any("casual" in note and "registered" in note for note in found["notes"]), "together they give cnt away"
     assert found["test"]["rmse"] > 10, "a smaller error means that the leak was used"
