@@ -113,7 +113,8 @@ def grid(
 def _cell(value: object) -> str:
     "A value as a person reads it: four digits of a number, but every digit of a count."
     if isinstance(value, float | Decimal) and value == value:
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        size = abs(value)
+        return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}" if size >= 0.001 else f"{value:.3f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 # %% ../nbs/cli.ipynb #db655057
@@ -317,7 +318,8 @@ def summary(
 ) -> Group:
     "A pipeline's summary for the terminal."
     found = dict(found)
-    errors = {"this model": found.pop("test", None) or {}, **(found.pop("baselines", None) or {})}
+    baselines = found.pop("baselines", None) or {}
+    errors = {"this model": found.pop("test", None) or {}} | {k.replace("_", " "): v for k, v in baselines.items()}
     reasons = {name: count for name, count in (found.pop("quarantined_by", None) or {}).items() if count}
     runs, then = found.pop("runs", {}), found.pop("next", [])
     parts = [facts({name.replace("_", " "): value for name, value in found.items() if value not in ("", [], {})})]
@@ -337,7 +339,7 @@ def _rows(title: str, names: Sequence[str], rows: Sequence[Sequence[object]]) ->
     table = Grid(title=title, title_justify="left", header_style="bold")
     for n, name in enumerate(names):
         number = bool(rows) and not isinstance(rows[0][n], str)
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=n == 0)
     for row in rows:
         table.add_row(*map(_cell, row))
     return table

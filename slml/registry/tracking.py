@@ -43,11 +43,11 @@ class Tracked:
 # %% ../../nbs/registry/tracking.ipynb #3283619d
 @contextmanager
 def quiet() -> Iterator[None]:
-    "Keeps MLflow's and Alembic's progress messages out of a job's log."
+    "Keeps MLflow's and Alembic's messages out of a job's log; what goes wrong is raised, and told once."
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
