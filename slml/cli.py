@@ -133,12 +133,18 @@ def ingest(
     """Take files into a table, every row accounted for.
 
     Example: `slml ingest 'trips/2023-*.csv' trips --type 'at=timestamp %m/%d/%Y %H:%M'`"""
+    from slml.jobs.parameters import listed
     from slml.tables.ingest import ingest as take
 
-    names = [name.strip() for name in columns.split(",") if name.strip()]
     declared = pairs(types, "--type")
     report = take(
-        source, table, Workspace(), types=declared, columns=names or None, duplicates=duplicates, append=append
+        source,
+        table,
+        Workspace(),
+        types=declared,
+        columns=listed(columns) or None,
+        duplicates=duplicates,
+        append=append,
     )
     show(str(report), vars(report), as_json)
 
@@ -214,14 +220,16 @@ def infer_contract(
     """Propose a contract from what a table holds, to be read and corrected by a person.
 
     Example: `slml contract infer trips --target fare -o trips.contract.json`"""
+    from slml.jobs.parameters import listed
     from slml.quality.infer import infer
     from slml.tables.catalog import Catalog
     from slml.tables.engine import open_engine
 
     workspace = Workspace()
-    names = tuple(name.strip() for name in key.split(",") if name.strip())
     with open_engine(workspace) as engine:
-        proposed = infer(Catalog(workspace).snapshot(table), engine, target=target, key=names, time=time, task=task)
+        proposed = infer(
+            Catalog(workspace).snapshot(table), engine, target=target, key=listed(key), time=time, task=task
+        )
     if output:
         proposed.save(str(output))
     show(str(proposed), json.loads(proposed.to_json()), as_json)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'Value', 'REQUIRED', 'Required', 'Parameter', 'read_cells', 'declared', 'parse', 'bind', 'refusal',
-           'parameters']
+           'parameters', 'listed']
 
 # %% ../../nbs/jobs/parameters.ipynb #4c8eecd1
 import ast
@@ -196,3 +196,10 @@ def parameters(
         raise refusal(problems, "this notebook", found)
     kind = make_dataclass("Parameters", [(n, TYPES[p.type]) for n, p in found.items()], frozen=True)
     return kind(**values)
+
+# %% ../../nbs/jobs/parameters.ipynb #9450e68a
+def listed(
+    words: str,  # such as "id, started"
+) -> tuple[str, ...]:  # the names, without blanks around them
+    "The names in a text, separated by commas; none in an empty one."
+    return tuple(name.strip() for name in words.split(",") if name.strip())
