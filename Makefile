@@ -25,7 +25,7 @@ install: $(READY)
 
 $(READY): constraints.txt settings.ini setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev,aws,gcp,azure,kubernetes]'
 	@touch $@
 
 run: $(READY)
@@ -60,7 +60,7 @@ bench: $(READY)
 # torch is pinned first: an unpinned one brings gigabytes of CUDA.
 lock:
 	$(PYTHON) -m venv .lock && echo 'torch==2.13.0' > .lock/torch.txt
-	.lock/bin/pip install --quiet -c .lock/torch.txt --editable '.[dev]'
+	.lock/bin/pip install --quiet -c .lock/torch.txt --editable '.[dev,aws,gcp,azure,kubernetes]'
 	.lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > constraints.txt
 	rm -r .lock
 

@@ -30,8 +30,8 @@ setup(
     packages=find_packages(include=["slml", "slml.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    extras_require={name.removesuffix("_requirements"): lines(name) for name in settings if name.endswith("_requirements")},
     entry_points={"console_scripts": ["slml = slml.cli:main"]},
-    include_package_data=True,
+    package_data={"slml.aws": ["Dockerfile"]},
     zip_safe=False,
 )
