@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SlmlError', 'UsageError', 'SettingsError', 'ParameterError', 'StorageError', 'TableError', 'IngestError',
-           'ContractError', 'LedgerError', 'SamplingError', 'TrainingError', 'JobError', 'PipelineError',
-           'RegistryError', 'closest']
+           'ContractError', 'LedgerError', 'SamplingError', 'TrainingError', 'SubmissionError', 'BudgetError',
+           'CloudError', 'JobError', 'PipelineError', 'RegistryError', 'closest']
 
 # %% ../nbs/errors.ipynb #93a6d7b1
 import difflib
@@ -70,6 +70,18 @@ class SamplingError(SlmlError):
 
 class TrainingError(SlmlError):
     "A model could not be fitted or measured."
+
+
+class SubmissionError(UsageError):
+    "A job was refused before it reached the queue: the runner could not have done what it asks for."
+
+
+class BudgetError(SlmlError):
+    "A job was refused because its project would spend more than it may."
+
+
+class CloudError(SlmlError):
+    "A service of the cloud refused what slml asked of it, or is not as slml left it."
 
 
 class JobError(SlmlError):
