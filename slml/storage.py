@@ -24,7 +24,10 @@ import slml
 from .errors import StorageError, UsageError, closest
 
 # %% ../nbs/storage.ipynb #7440823a
-OPTIONS = {"s3": {"default_block_size": 5 * 2**20}}  # bytes; S3 takes no smaller parts of an upload
+OPTIONS = {
+    "file": {"auto_mkdir": True},  # a bucket has no folders that would have to be made
+    "s3": {"default_block_size": 5 * 2**20},  # bytes; S3 takes no smaller parts of an upload
+}
 EXTRAS = {"s3": "aws", "gs": "gcp", "gcs": "gcp", "abfs": "azure", "abfss": "azure", "az": "azure"}
 
 

@@ -8,19 +8,19 @@ __all__ = ['Snapshot', 'Table', 'Catalog']
 # %% ../../nbs/tables/catalog.ipynb #90c7b31d
 import html
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 from pyiceberg.catalog import Catalog as IcebergCatalog
 from pyiceberg.catalog import load_catalog
+from pyiceberg.exceptions import NotInstalledError
 from pyiceberg.table import Table as IcebergTable
 from pyiceberg.table.snapshots import Snapshot as IcebergSnapshot
 
 from ..errors import SettingsError, StorageError, TableError, closest
+from ..storage import remove
 from slml.tables.commits import (
     PREFIX,
     Place,
@@ -160,24 +160,32 @@ def _no_snapshot(table: str, id: int | None, ids: list[int]) -> TableError:
 # %% ../../nbs/tables/catalog.ipynb #17d7422b
 def _open(workspace: Workspace) -> IcebergCatalog:
     "The catalog of a workspace. Raises `SettingsError`, `TableError` where it cannot be opened."
-    if not workspace.catalog_uri:
+    uri, remote = workspace.catalog_uri, "://" in workspace.root
+    if not uri or (uri == "glue" and not remote):
         raise SettingsError(
-            "A workspace on object storage needs a catalog of its own.",
-            expected="the setting `catalog_uri`, the address of a REST catalog or a database",
+            "Tables in a bucket need a catalog that is a service, and tables in a folder one that is not.",
+            expected="as `catalog_uri` glue, or the address of a REST catalog or a database",
+            came=f"`catalog_uri` {uri or 'not set'} for the root {workspace.root}",
             todo="set SLML_CATALOG_URI.",
         )
-    uri, remote = workspace.catalog_uri, "://" in workspace.root
     if uri.startswith("sqlite:") and "?" not in uri:
         uri += "?timeout=30"
-    files = {"py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO"} if remote else {}
-    return load_catalog("slml", uri=uri, warehouse=workspace.uri("warehouse"), **files)
+    kind = {"type": "glue"} if uri == "glue" else {"uri": uri}
+    files = {"py-io-impl": "slml.tables.files.StorageIO"} if remote else {}
+    try:
+        return load_catalog("slml", **kind, **files, warehouse=workspace.uri("warehouse"))
+    except (NotInstalledError, ValueError) as error:
+        todo = (
+            "pip install 'slml[aws]'" if uri == "glue" else "write glue, http://..., sqlite:///... or postgresql://..."
+        )
+        raise SettingsError("There is no such catalog.", came=str(error), todo=todo) from error
 
 # %% ../../nbs/tables/catalog.ipynb #63ebd3df
 class Catalog:
     "The tables of a workspace. Raises `StorageError` where its root cannot be written, `TableError`, `SettingsError`."
 
     def __init__(self, workspace: Workspace):
-        self.namespace, self._warehouse = workspace.project, workspace.uri("warehouse", workspace.project)
+        self.namespace = workspace.project
         if "://" not in workspace.root:
             try:
                 Path(workspace.root).mkdir(parents=True, exist_ok=True)
@@ -221,8 +229,7 @@ class Catalog:
         "Remove a table with all its versions and files. Raises `TableError` where there is none."
         if name not in self.tables():
             self.table(name).snapshot()  # raises, with the closest name
+        place = Place(self._catalog, self.namespace, name)
         with readable(name):
-            self._catalog.drop_table((self.namespace, name))
-        fs, path = url_to_fs(f"{self._warehouse}/{name}")  # known without the table's records, which may be damaged
-        with suppress(FileNotFoundError):
-            fs.rm(path, recursive=True)
+            self._catalog.drop_table(place.identifier)
+        remove(place.location)  # known without the table's records, which may be damaged

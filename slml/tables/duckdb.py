@@ -23,16 +23,15 @@ from types import TracebackType
 from typing import Self
 
 import duckdb
-import fsspec
 import ibis
 import ibis.expr.operations as ops
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from ibis.common.exceptions import IbisError
 from sqlglot.errors import SqlglotError
 
 from ..errors import SettingsError, SlmlError, StorageError, TableError, closest
+from ..storage import filesystem, from_service
 from .catalog import Snapshot
 from .rowhash import ROW_HASH, row_hash
 
@@ -74,11 +73,13 @@ def _query_error(
 def _fault(path: str) -> str:
     "What is wrong with a Parquet file; nothing if it can be read to its end."
     try:
-        fs, inner = url_to_fs(path)
+        fs, inner = filesystem(path)
         with fs.open(inner, "rb") as stream:
             for _ in pq.ParquetFile(stream).iter_batches():
                 pass
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if not (from_service(error) or isinstance(error, ValueError)):
+            raise
         return str(error)
     return ""
 
@@ -170,9 +171,9 @@ def _connect(memory: str, cores: int) -> ibis.BaseBackend:
 # %% ../../nbs/tables/duckdb.ipynb #9ed3a513
 def _reach(connection: duckdb.DuckDBPyConnection, files: Iterable[str]) -> None:
     "Let DuckDB read files that are not on this machine."
-    for scheme in {file.split("://")[0] for file in files if "://" in file} - {"file"}:
-        if scheme not in connection.list_filesystems():
-            connection.register_filesystem(fsspec.filesystem(scheme))
+    for scheme, file in {file.partition("://")[0]: file for file in files if "://" in file}.items():
+        if scheme not in ("file", *connection.list_filesystems()):
+            connection.register_filesystem(filesystem(file)[0])
 
 # %% ../../nbs/tables/duckdb.ipynb #e7183e15
 def _started(cursor: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
