@@ -98,8 +98,8 @@ def test_going_on_after_a_kill_gives_the_same_weights(folder, steps):
     class Dying(Loader):
         seen = 0
 
-        def iter_epoch(self, epoch, start=0):
-            for batch in super().iter_epoch(epoch, start):
+        def iter_epoch(self, epoch, start=0, share=slice):
+            for batch in super().iter_epoch(epoch, start, share):
                 Dying.seen += 1
                 if Dying.seen > steps:
                     raise KilledError
@@ -138,8 +138,8 @@ def test_ctrl_c_saves_the_last_step_and_goes_on_from_there(folder):
     place = f"{folder}/checkpoint.pt"
 
     class Pressed(Loader):
-        def iter_epoch(self, epoch, start=0):
-            for step, batch in enumerate(super().iter_epoch(epoch, start)):
+        def iter_epoch(self, epoch, start=0, share=slice):
+            for step, batch in enumerate(super().iter_epoch(epoch, start, share)):
                 if (epoch, step) == (1, 4):
                     os.kill(os.getpid(), signal.SIGINT)
                 yield batch
@@ -224,7 +224,8 @@ class InMemory:
     def __init__(self, batch):
         self.batch, self.rows = batch, len(batch.target)
 
-    def iter_epoch(self, epoch: int, start: int = 0):
+    def iter_epoch(self, epoch: int, start: int = 0, share=slice):
         order = torch.from_numpy(np.random.default_rng(epoch).permutation(self.rows))
         for rows in order.split(self.batch_rows)[start:]:
+            rows = rows[share(len(rows))]
             yield type(self.batch)({name: x[rows] for name, x in self.batch.inputs.items()}, self.batch.target[rows])

@@ -260,13 +260,15 @@ class Loader:
         self,
         epoch: int,
         start: int = 0,  # batches to leave out at the beginning, when an epoch is taken up again
+        share: Callable[[int], slice] = slice,  # which rows to take of a batch of so many; slice: all
     ) -> Iterator[Batch]:
         "The shuffled batches of an epoch, the same ones for the same seed and epoch. Raises TrainingError for no rows."
         first, skip = divmod(start * self.batch_rows, self.buffer_rows)
         for n, buffer in enumerate(_buffers(self, epoch, first), first):
             order = _order(len(buffer.target), self.seed, epoch, n)
             for row in range(skip, len(order), self.batch_rows):
-                yield take(buffer, order[row : row + self.batch_rows])
+                batch = order[row : row + self.batch_rows]
+                yield take(buffer, batch[share(len(batch))])
             skip = 0
 
     def in_order(self) -> Iterator[Batch]:
