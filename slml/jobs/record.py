@@ -9,32 +9,28 @@ __all__ = ['run_folder', 'checkpoint_folder', 'plain', 'number', 'record']
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from ..errors import JobError
-from ..storage import write_text
+from ..storage import copy_file, exists, read_text, remove, write_text
 
 # %% ../../nbs/jobs/record.ipynb #ece1dcbd
-def run_folder() -> Path:
+def run_folder() -> str:  # a path, or a URI where the workspace's root is one
     "The folder of the run that this notebook is executed by; a temporary one outside a run."
-    folder = os.environ.get("SLML_RUN_FOLDER")
-    return Path(folder) if folder else _temporary()
+    return os.environ.get("SLML_RUN_FOLDER") or _temporary()
 
 
 @cache
-def _temporary() -> Path:
-    return Path(tempfile.mkdtemp(prefix="slml-run-"))
+def _temporary() -> str:
+    return tempfile.mkdtemp(prefix="slml-run-")
 
 # %% ../../nbs/jobs/record.ipynb #a19db2cb
-def checkpoint_folder() -> Path:
+def checkpoint_folder() -> str:  # a path or URI
     "The folder for checkpoints, which the next run of the same work finds again; outside a run, the run's folder."
-    folder = Path(os.environ.get("SLML_CHECKPOINT_FOLDER") or run_folder())
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return os.environ.get("SLML_CHECKPOINT_FOLDER") or run_folder()
 
 # %% ../../nbs/jobs/record.ipynb #5b213cc3
 def plain(
@@ -73,25 +69,28 @@ def number(value: object, name: str) -> float | None:
 def record(
     metrics: Mapping[str, float] | None = None,  # name -> number
     outputs: Mapping[str, object] | None = None,  # name -> text, number, or a dictionary of those
-    artifacts: Mapping[str, str | Path] | None = None,  # name -> a local file
+    artifacts: Mapping[str, str | Path] | None = None,  # name -> a file, path or URI
     history: Mapping[str, Sequence[float]] | None = None,  # metric -> its value after each epoch
 ) -> None:
     "Hand on what this job found. Raises `JobError` for a value that cannot be handed on."
     new = {
         "metrics": {name: number(value, name) for name, value in (metrics or {}).items()},
         "outputs": {name: plain(value, name) for name, value in (outputs or {}).items()},
-        "artifacts": {name: _kept(Path(path)) for name, path in (artifacts or {}).items()},
+        "artifacts": {name: _kept(os.fspath(path)) for name, path in (artifacts or {}).items()},
         "history": {name: [number(v, name) for v in values] for name, values in (history or {}).items()},
     }
-    path = run_folder() / "outputs.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
-    write_text(str(path), json.dumps({kind: old.get(kind, {}) | new[kind] for kind in new}, indent=1))
+    place = f"{run_folder()}/outputs.json"
+    old = json.loads(read_text(place)) if exists(place) else {}
+    write_text(place, json.dumps({kind: old.get(kind, {}) | new[kind] for kind in new}, indent=1))
 
 
-def _kept(path: Path) -> str:
-    "The path of an artifact in the run's folder, copied there if it lies elsewhere. Raises `JobError`."
-    if not path.is_file():
-        raise JobError(f"There is no artifact {path}.", expected="a file", todo="write it before it is recorded.")
-    if path.resolve().is_relative_to(run_folder().resolve()):
-        return str(path.resolve())
-    return str(shutil.copy2(path, run_folder() / path.name))
+def _kept(file: str) -> str:
+    "An artifact's place in the run's folder, copied there if it lies elsewhere. Raises `JobError`."
+    if not exists(file):
+        raise JobError(f"There is no artifact {file}.", expected="a file", todo="write it before it is recorded.")
+    place = file if "://" in file else os.path.realpath(file)
+    home = run_folder() if "://" in run_folder() else os.path.realpath(run_folder())
+    if not place.startswith(f"{home}/"):
+        place = f"{home}/{place.rsplit('/', 1)[-1]}"
+        copy_file(file, place)
+    return place
