@@ -114,7 +114,7 @@ def failure_of(
         found = next((text for text in said if re.search(cause.pattern, text)), "")
         if found:
             return Failure(cause.type, f"{cause.message} Batch says: {found}")
-    if job.get("isCancelled") or job.get("isTerminated") or said[-1:] and said[-1].startswith("cancelled by "):
+    if job.get("isCancelled") or job.get("isTerminated") or (said and said[-1].startswith("cancelled by ")):
         return Failure("Cancelled", said[-1] if said else "the job was cancelled", exit_code=130)
     told = f" Batch says: {said[0]}" if said else ""
     if code == 137:
