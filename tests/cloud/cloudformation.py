@@ -1,0 +1,216 @@
+"""CloudFormation as it is, where moto's ends: the resources of slml's template that moto skips or refuses.
+
+moto makes what it knows and leaves the rest out without a word. What each part follows, in the CloudFormation Template
+Reference and the Batch API reference (docs.aws.amazon.com):
+
+- AWS::Batch::ComputeEnvironment without ServiceRole uses the account's service-linked role
+- AWS::Batch::JobQueue has a scheduling policy, AWS::Batch::SchedulingPolicy
+- AWS::Batch::JobDefinition needs no RetryStrategy, may be multinode, and has tags, time-out and platform
+- AWS::Glue::Database, AWS::Athena::WorkGroup, AWS::Scheduler::ScheduleGroup are made, and removed with the stack
+- AWS::SageMaker::MlflowApp is a name only: its ARN can be read, nothing answers there
+- DeletionPolicy RetainExceptOnCreate keeps a resource; a change set fills in the outputs of the stack
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from moto.athena.models import athena_backends
+from moto.batch import models as batch
+from moto.cloudformation import models, parsing
+from moto.core.common_models import CloudFormationModel
+from moto.glue.models import glue_backends
+from moto.iam.models import iam_backends
+from moto.scheduler.models import scheduler_backends
+
+HOME = "moto.cloudformation"  # moto takes the service that a class belongs to from the name of its module
+AS_THEY_ARE = ("Tags", "Parameters", "Options")  # dictionaries whose keys belong to their writer
+
+
+def camel(value: Any, key: str = "") -> Any:
+    """Properties as the API spells them."""
+    if isinstance(value, dict):
+        known = value if key in AS_THEY_ARE else {k[:1].lower() + k[1:]: camel(v, k) for k, v in value.items()}
+        return dict(known)
+    return [camel(one) for one in value] if isinstance(value, list) else value
+
+
+def service_role(account: str) -> str:
+    """The account's service-linked role of Batch, made by its first use."""
+    backend = iam_backends[account]["aws"]
+    for role in backend.get_roles():
+        if role.name.lower() == "awsserviceroleforbatch":
+            return role.arn
+    return backend.create_service_linked_role("batch.amazonaws.com", "", "").arn
+
+
+def compute_environment(cls: Any, name: str, json: Any, account: str, region: str, **_: Any) -> Any:
+    wanted, backend = json["Properties"], batch.batch_backends[account][region]
+    resources = camel(wanted["ComputeResources"])
+    for key, value in resources.items():  # moto hands on parameters as texts, numbers and lists too
+        if key.endswith("vCpus"):
+            resources[key] = int(value)
+        elif key in ("instanceTypes", "subnets") and isinstance(value, str):
+            resources[key] = value.split(",")
+    return backend.create_compute_environment(
+        name,
+        wanted["Type"],
+        wanted.get("State", "ENABLED"),
+        resources,
+        service_role(account),
+        wanted.get("Tags"),
+    )
+
+
+def job_queue(cls: Any, name: str, json: Any, account: str, region: str, **_: Any) -> Any:
+    wanted, backend = json["Properties"], batch.batch_backends[account][region]
+    return backend.create_job_queue(
+        name, wanted["Priority"], wanted.get("SchedulingPolicyArn"), "ENABLED",
+        camel(wanted["ComputeEnvironmentOrder"]), wanted.get("Tags"),
+    )  # fmt: skip
+
+
+def job_definition(cls: Any, name: str, json: Any, account: str, region: str, **_: Any) -> Any:
+    wanted, backend = camel(json["Properties"]), batch.batch_backends[account][region]
+    return backend.register_job_definition(
+        name, wanted.get("parameters") or {}, wanted["type"], wanted.get("tags"), wanted.get("retryStrategy"),
+        wanted.get("containerProperties"), wanted.get("nodeProperties"), None, wanted.get("timeout"),
+        wanted.get("platformCapabilities"), wanted.get("propagateTags"),
+    )  # fmt: skip
+
+
+class Made(CloudFormationModel):
+    """A resource that lives in some backend of moto, or nowhere."""
+
+    __module__ = HOME
+    type = name_key = ""
+
+    def __init__(self, name: str, arn: str, remove: Callable[[], object] = lambda: None):
+        self.name, self.arn, self.remove = name, arn, remove
+
+    @property
+    def physical_resource_id(self) -> str:
+        return self.arn
+
+    def get_cfn_attribute(self, attribute: str) -> str:
+        return self.arn
+
+    def delete(self, account: str, region: str) -> None:
+        self.remove()
+
+    @classmethod
+    def cloudformation_type(cls) -> str:
+        return cls.type
+
+    @classmethod
+    def cloudformation_name_type(cls) -> str:
+        return cls.name_key
+
+    @classmethod
+    def create_from_cloudformation_json(cls, name: str, json: Any, account: str, region: str, **_: Any) -> "Made":
+        return cls.make(name, json["Properties"], account, region)
+
+    @classmethod
+    def update_from_cloudformation_json(cls, original: Any, name: str, json: Any, account: str, region: str) -> "Made":
+        return original
+
+
+class SchedulingPolicy(Made, CloudFormationModel):
+    __module__ = HOME
+    type, name_key = "AWS::Batch::SchedulingPolicy", "Name"
+
+    @classmethod
+    def make(cls, name: str, wanted: Any, account: str, region: str) -> Made:
+        backend = batch.batch_backends[account][region]
+        made = backend.create_scheduling_policy(name, camel(wanted["FairsharePolicy"]), wanted.get("Tags"))
+        return cls(name, made.arn, lambda: backend.delete_scheduling_policy(made.arn))
+
+
+class Database(Made, CloudFormationModel):
+    __module__ = HOME
+    type, name_key = "AWS::Glue::Database", "DatabaseName"
+
+    @classmethod
+    def make(cls, name: str, wanted: Any, account: str, region: str) -> Made:
+        name, backend = wanted["DatabaseInput"]["Name"], glue_backends[account][region]
+        backend.create_database(name, wanted["DatabaseInput"])
+        return cls(name, name, lambda: backend.delete_database(name))
+
+
+class WorkGroup(Made, CloudFormationModel):
+    __module__ = HOME
+    type, name_key = "AWS::Athena::WorkGroup", "Name"
+
+    @classmethod
+    def make(cls, name: str, wanted: Any, account: str, region: str) -> Made:
+        backend = athena_backends[account][region]
+        backend.create_work_group(name, wanted["WorkGroupConfiguration"], "", wanted.get("Tags", []))
+        return cls(name, name, lambda: backend.delete_work_group(name))
+
+
+class ScheduleGroup(Made, CloudFormationModel):
+    __module__ = HOME
+    type, name_key = "AWS::Scheduler::ScheduleGroup", "Name"
+
+    @classmethod
+    def make(cls, name: str, wanted: Any, account: str, region: str) -> Made:
+        backend = scheduler_backends[account][region]
+        made = backend.create_schedule_group(name, wanted.get("Tags", []))
+        return cls(name, made.arn, lambda: backend.delete_schedule_group(name))
+
+
+class MlflowApp(Made, CloudFormationModel):
+    __module__ = HOME
+    type, name_key = "AWS::SageMaker::MlflowApp", "Name"
+
+    @classmethod
+    def make(cls, name: str, wanted: Any, account: str, region: str) -> Made:
+        return cls(name, f"arn:aws:sagemaker:{region}:{account}:mlflow-app/app-{name}")
+
+
+OWN = (SchedulingPolicy, Database, WorkGroup, ScheduleGroup, MlflowApp)
+
+
+def unchanged(cls: Any, original: Any, name: str, json: Any, account: str, region: str) -> Any:
+    """An update that this cloud does not need: the resource stays as it is."""
+    return original
+
+
+def apply(change: models.ChangeSet) -> None:
+    """What a change set does to a stack, outputs and tags included."""
+    stack = change.stack
+    stack.resource_map.update(change.template_dict, change.parameters)
+    stack.template, stack.parameters = change.template, change.parameters
+    stack._parse_template()
+    stack.description = stack.template_dict.get("Description")
+    stack.output_map = stack._create_output_map()
+
+
+def delete(resources: parsing.ResourceMap) -> None:
+    """Removes what the stack made, last things first; what is to be kept stays."""
+    kept = ("Retain", "RetainExceptOnCreate")
+    names = [name for name, one in resources._resource_json_map.items() if one.get("DeletionPolicy") not in kept]
+    for name in reversed(names):
+        made = resources._parsed_resources.pop(name, None)
+        if made is not None and not isinstance(made, str):
+            try:
+                resources._delete_resource(made, resources._resource_json_map[name])
+            except Exception:  # moto cannot remove everything it makes, and nothing here depends on that
+                continue
+
+
+def install() -> None:
+    """Put all of this into moto, in this process."""
+    makers = {
+        batch.ComputeEnvironment: compute_environment,
+        batch.JobQueue: job_queue,
+        batch.JobDefinition: job_definition,
+    }
+    for model, make in makers.items():
+        model.create_from_cloudformation_json = classmethod(make)
+        model.update_from_cloudformation_json = classmethod(unchanged)
+    models.ChangeSet.apply = apply
+    parsing.ResourceMap.delete = delete
+    for cached in (parsing.get_model_list, parsing.get_model_map, parsing.get_name_type_map):
+        cached.cache_clear()
+    known = [*CloudFormationModel.__subclasses__()]
+    parsing.get_model_list = lambda: [model for model in known if model is not Made]
