@@ -27,7 +27,7 @@ def unreachable(workspace: Workspace) -> Iterator[str]:
         if uri.startswith(("sqlite:", "file:", "/")):
             yield f"Batch jobs cannot reach {name} = {uri}: {profile}."
     if workspace.image:
-        yield f"On Batch the image belongs to the stack, and cannot be {workspace.image}: push it with 'slml aws image'."
+        yield f"On Batch the image is the stack's, and cannot be {workspace.image}: push it with 'slml aws image'."
 
 # %% ../../nbs/jobs/batch_check.ipynb #1c470b65
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ..errors import SubmissionError
 from . import names
-from .execute import settings
+from .kernel import settings
 from .resources import Resources
 from .run import Run
 from ..workspace import Workspace
