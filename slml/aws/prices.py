@@ -41,6 +41,7 @@ LINUX = {"operatingSystem": "Linux", "tenancy": "Shared", "preInstalledSw": "NA"
 QUERIES = (
     Query("AmazonECS", "Fargate-vCPU-Hours:perCPU", "fargate", "vcpu-hour", "vCPU-hour"),
     Query("AmazonECS", "Fargate-GB-Hours", "fargate", "gib-hour", "GB-hour"),
+    Query("AmazonECS", "Fargate-EphemeralStorage-GB-Hours", "fargate", "disk gib-hour", "GB-hour"),
     Query("AmazonECS", "SpotUsage-Fargate-vCPU-Hours:perCPU", "fargate-spot", "vcpu-hour", "vCPU-hour"),
     Query("AmazonECS", "SpotUsage-Fargate-GB-Hours", "fargate-spot", "gib-hour", "GB-hour"),
     Query("AmazonEC2", "BoxUsage:(.+)", "ec2", "{} on-demand hour", only=LINUX),
