@@ -10,7 +10,6 @@ import io
 import math
 from typing import Literal
 
-import fsspec
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from ..errors import StorageError
 from ..features.encoder import Batch, Encoder
 from ..features.features import Features, FeatureSettings, fit_features
 from .networks import NetworkSettings, network
-from ..storage import open_atomic
+from ..storage import open_atomic, open_file
 
 # %% ../../nbs/models/model.ipynb #8214532e
 class ModelSettings(BaseModel, frozen=True):
@@ -126,7 +125,7 @@ def load(
     uri: str,  # of a file that `save` wrote
 ) -> Model:
     "Read a model; raises `StorageError` when the file holds none."
-    with fsspec.open(uri, "rb") as file:
+    with open_file(uri) as file:
         try:
             stored = torch.load(file, weights_only=True)
             model = Model(ModelSettings.model_validate_json(stored["settings"]))

@@ -26,13 +26,12 @@ import onnxruntime as ort
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..contract import Contract
 from ..errors import ContractError, RegistryError, StorageError
 from ..features.encoder import Encoder
-from ..storage import open_atomic, package_hash
+from ..storage import filesystem, from_service, open_atomic, package_hash
 
 # %% ../../nbs/registry/bundle.ipynb #c29e63e1
 def open_session(
@@ -165,10 +164,12 @@ PREDICTION = "prediction (torch)"  # the one column of parity.parquet that is no
 # %% ../../nbs/registry/bundle.ipynb #55cce4a3
 def _read(uri: str, name: str) -> bytes:
     "One file of a bundle. Raises `RegistryError` where it is not there."
-    fs, path = url_to_fs(uri)
+    fs, path = filesystem(uri)
     try:
         return fs.cat_file(f"{path.rstrip('/')}/{name}")
-    except OSError as error:
+    except Exception as error:
+        if not from_service(error):
+            raise
         raise RegistryError(
             f"There is no whole bundle at {uri}: {name} cannot be read.",
             expected=f"a folder with {MANIFEST} and the files that it lists",
@@ -295,7 +296,7 @@ def write(
     files: Mapping[str, bytes],  # name -> content; FILES at least
 ) -> Bundle:
     "Write a bundle. Raises `RegistryError` when another one is there, `StorageError` when it cannot be written."
-    fs, path = url_to_fs(uri)
+    fs, path = filesystem(uri)
     if fs.exists(f"{path.rstrip('/')}/{MANIFEST}"):
         return _same(Bundle.load(uri), sha256(manifest(files)))
     try:

@@ -17,15 +17,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.core import has_magic
 from tqdm.auto import tqdm
 
 from ..errors import IngestError, LedgerError, UsageError, closest
-from ..storage import content_hash, expand
+from ..storage import content_hash, expand, filesystem, open_file
 from .catalog import Catalog, Table
 from .records import Reject
 from .sources import Chunk, Source, members, natural, open_source
@@ -363,7 +363,7 @@ class _Load:
 
 # %% ../../nbs/tables/ingest.ipynb #69140516
 def _stored(file: str) -> Iterator[pa.RecordBatch]:
-    with fsspec.open(file, "rb") as stream:
+    with open_file(file) as stream:
         yield from pq.ParquetFile(stream).iter_batches()
 
 
@@ -469,7 +469,7 @@ def _open(files: _Files, columns: Sequence[str] | None, decided: Mapping[str, Co
 
 
 def _size(path: str) -> int:
-    fs, place = fsspec.core.url_to_fs(path)
+    fs, place = filesystem(path)
     return fs.size(place) or 0
 
 
@@ -538,7 +538,7 @@ def table_name(
     source: str,  # path, glob, folder or URI
 ) -> str:
     "A name for the table that holds a source: the last part of its path that has no wildcard, without its endings."
-    parts = [part for part in source.split("/") if part and not fsspec.core.has_magic(part)]
+    parts = [part for part in source.split("/") if part and not has_magic(part)]
     name = re.sub(r"\W+", "_", parts[-1].split(".")[0] if parts else "").strip("_").lower()
     return f"table_{name}".strip("_") if not name or name[0].isdigit() else name
 

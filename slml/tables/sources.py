@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from typing import IO, NamedTuple, Protocol
 
 import duckdb
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from tqdm.utils import CallbackIOWrapper
 
 from ..errors import IngestError, UsageError
+from ..storage import open_file
 from .dialect import LOOK, Dialect, encoding, sniff, utf8
 from .records import Records, Reject, split
 from .types import ColumnType
@@ -74,7 +74,7 @@ def members(
     "The files inside a zip archive, or the file itself. Raises `IngestError` for a damaged or empty archive."
     if not uri.lower().endswith(".zip"):
         return [File(uri)]
-    with broken(uri), fsspec.open(uri, "rb") as stream, zipfile.ZipFile(stream) as archive:
+    with broken(uri), open_file(uri) as stream, zipfile.ZipFile(stream) as archive:
         names = [n.filename for n in archive.infolist() if not n.is_dir() and n.file_size]
     names = sorted(n for n in names if not any(p.startswith((".", "_")) for p in n.split("/")))
     if not names:
@@ -88,7 +88,7 @@ def opened(
     advance: Callable[[int], object] = lambda n: None,  # told the bytes read from the disk
 ) -> Iterator[IO[bytes]]:
     "The bytes of a file, unpacked. Raises `IngestError` for a damaged one."
-    with broken(file.name), fsspec.open(file.uri, "rb") as raw:
+    with broken(file.name), open_file(file.uri) as raw:
         stream = CallbackIOWrapper(advance, raw, "read")
         if file.member:
             with zipfile.ZipFile(stream) as archive, archive.open(file.member) as inside:

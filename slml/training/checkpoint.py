@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from itertools import zip_longest
 
 import torch
-from fsspec.core import url_to_fs
 
 from ..errors import TrainingError
 from ..models.model import write_tensors
+from ..storage import filesystem
 
 # %% ../../nbs/training/checkpoint.ipynb #1383ddda
 def difference(
@@ -43,7 +43,7 @@ def read(
     purpose: str,  # as it was written
 ) -> dict | None:  # the state, or None when there is no checkpoint yet
     "Read a checkpoint; raises `TrainingError` for a damaged one and for that of another training."
-    fs, path = url_to_fs(uri)
+    fs, path = filesystem(uri)
     if not fs.exists(path):
         return None
     todo = "delete the file to begin anew, or name another checkpoint."

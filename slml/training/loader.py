@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..errors import StorageError, TrainingError, UsageError, closest
 from ..features.encoder import Batch
 from ..sampling.split import Part
+from ..storage import filesystem
 from ..tables.rowhash import ROW_HASH
 
 # %% ../../nbs/training/loader.ipynb #a8230ddb
@@ -56,8 +56,8 @@ class Block:
 def _open(file: str) -> pq.ParquetFile:
     "A Parquet file at a path or URI. Raises StorageError where it cannot be read."
     try:
-        filesystem, path = fsspec.core.url_to_fs(file)
-        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
+        fs, path = filesystem(file)
+        return pq.ParquetFile(path, filesystem=fs, pre_buffer=True)
     except (OSError, pa.ArrowException) as error:
         todo = "check the path, or take another snapshot of the table."
         raise StorageError(
