@@ -48,7 +48,7 @@ def read_budget(workspace: Workspace) -> Budget:
         return Budget(None)
     try:
         budget = Budget(**json.loads(read_text(place)))
-        if budget.usd is not None and not budget.usd >= 0:
+        if budget.usd is not None and not budget.usd >= 0:  # which no NaN is
             raise ValueError(f"usd is {budget.usd}")
     except (ValueError, TypeError) as error:
         raise SettingsError(

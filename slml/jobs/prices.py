@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WRITTEN', 'REGIONS', 'PAGES', 'BY_USE', 'SIZES', 'GENERAL', 'WITH_GPU', 'ABSENT', 'MACHINES', 'BILLING', 'SPOT',
            'USABLE', 'STACK', 'MIB', 'TIB', 'LEAST_SCAN', 'Price', 'Machine', 'Billing', 'assumed_spot', 'built_in',
-           'with_spot', 'parse_prices', 'region_of', 'no_price', 'PriceBook', 'holding', 'cheapest', 'query_usd',
+           'with_spot', 'read_prices', 'region_of', 'no_price', 'PriceBook', 'holding', 'cheapest', 'query_usd',
            'storage_usd']
 
 # %% ../../nbs/jobs/prices.ipynb #55960c15
@@ -36,7 +36,7 @@ class Price:
     verified: bool = False  # read from the Pricing API, or checked by a person
 
     def __post_init__(self) -> None:
-        wrong = [f.name for f in fields(self) if f.type == "str" and not isinstance(getattr(self, f.name), str)]
+        wrong = [f.name for f in fields(self) if f.type is str and not isinstance(getattr(self, f.name), str)]
         number = isinstance(self.usd, int | float) and not isinstance(self.usd, bool)
         if wrong or not number or not math.isfinite(self.usd) or self.usd < 0:
             came = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong or ["usd"])
@@ -184,20 +184,19 @@ def with_spot(prices: Iterable[Price]) -> Iterator[Price]:
             yield assumed_spot(price)
 
 # %% ../../nbs/jobs/prices.ipynb #804a0ec8
-def parse_prices(
-    text: str,  # {"prices": [{"service": ..., "item": ..., ...}, ...]}
-    place: str,  # for the message
+def read_prices(
+    place: str,  # path or URI of {"prices": [{"service": ..., "item": ..., ...}, ...]}
 ) -> list[Price]:
-    "The prices in a file. Raises `SettingsError` naming the entry that cannot be read."
+    "The prices in a file. Raises `SettingsError` naming the entry that cannot be read, and `StorageError`."
     found: list[Price] = []
     try:
-        entries = json.loads(text)["prices"]
+        entries = json.loads(read_text(place))["prices"]
         found.extend(Price(**entry) for entry in entries)
     except (ValueError, KeyError, TypeError, UsageError) as error:
         raise SettingsError(
             f"The prices in {place} cannot be read; entry {len(found) + 1} is the first that is damaged.",
             expected=f'{{"prices": [{{{", ".join(f.name for f in fields(Price))}}}, ...]}}',
-            came=error.problem if isinstance(error, UsageError) else str(error),
+            came=error.problem if isinstance(error, UsageError) else f"{type(error).__name__}: {error}",
             todo="correct the file, or delete it to go back to the prices of slml.",
         ) from None
     return found
@@ -245,7 +244,7 @@ class PriceBook:
     ) -> "PriceBook":
         "The prices of a project. Raises `SettingsError` for a file that is damaged."
         place = workspace.uri("prices.json")
-        own = parse_prices(read_text(place), place) if exists(place) else []
+        own = read_prices(place) if exists(place) else []
         return cls(
             region or region_of(workspace), {price.key: price for price in (*with_spot(built_in()), *own)}, place
         )
