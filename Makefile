@@ -1,6 +1,7 @@
 # Everything here sets itself up: the first call makes the virtual environment, later calls are quick.
 #   make run      the main job, from raw (synthetic) trips to a tested and registered model; ROWS=1000000 make run for twice as many
 #   make test     lint, the notebooks' examples, pytest (which also holds notebooks, package and README in step)
+#   make test-cloud   the cloud parts on an emulated AWS with real containers; needs podman, runc, debootstrap and root
 #   make export   the package from the notebooks;   make readme   README.md from nbs/index.ipynb
 #   make bench    how long each step takes, beside what others need
 #   make lock     constraints.txt afresh from settings.ini
@@ -12,6 +13,7 @@ READY  := $(VENV)/ready
 ROWS   ?= 500000
 SEED   ?= 0
 README_DIR ?= .
+TEST_CLOUD ?= $(HOME)/.cache/slml-test-cloud
 TRIPS  := .slml/trips_$(ROWS)_$(SEED)
 
 # Two OpenMP threads that spin while they wait take both cores from those that work.
@@ -19,7 +21,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install run test lint notebooks pytest export readme bench lock clean
+.PHONY: install run test lint notebooks pytest test-cloud export readme bench lock clean
 
 install: $(READY)
 
@@ -44,6 +46,11 @@ notebooks: $(READY)
 
 pytest: $(READY)
 	python -m pytest -q -n 2 --dist worksteal tests
+
+# The cloud, emulated on this machine with containers that really run; sets itself up in $(TEST_CLOUD), which may be
+# removed at any time. Tells what to install where podman, runc or debootstrap are absent.
+test-cloud: $(READY)
+	SLML_TEST_CLOUD=$(TEST_CLOUD) PYTHONPATH=tests/cloud python -m pytest -p emulated -q --durations=25 tests/cloud
 
 export: $(READY)
 	nbdev_export
