@@ -56,7 +56,7 @@ def missing(
     if answers.queues == []:
         yield f"There is no queue {queue}: make the stack with 'slml aws deploy', or correct stack and region."
     for found in answers.queues or ():
-        if found["state"] == "DISABLED":
+        if found.get("state") == "DISABLED":
             yield f"The queue {queue} is disabled: whoever runs the stack {stack} switched it off."
         elif found.get("status") == "INVALID":
             yield f"The queue {queue} is invalid ({found.get('statusReason', '')}): look at 'slml aws status'."
@@ -93,7 +93,7 @@ def too_much(
 ) -> Iterator[str]:
     "What the machines behind the queue will never have."
     found = answers.environments or ()
-    usable = [each for each in found if each["state"] == "ENABLED" and each.get("status") != "INVALID"]
+    usable = [each for each in found if each.get("state") != "DISABLED" and each.get("status") != "INVALID"]
     if found and not usable:
         told = ", ".join(f"{each['computeEnvironmentName']}: {each.get('statusReason', 'disabled')}" for each in found)
         yield f"The queue has no machines that are switched on and valid ({told}): look at 'slml aws status'."

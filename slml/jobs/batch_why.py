@@ -218,11 +218,11 @@ def _stack(facts: Facts) -> Reason | None:
         return Reason("RUNNABLE", f"The queue {queue['jobQueueName']} is disabled.", todo)
     if queue.get("status") == "INVALID":
         return Reason("RUNNABLE", f"The queue is invalid: {queue.get('statusReason', 'Batch does not say why')}.", mend)
-    usable = [each for each in machines if each.get("state") == "ENABLED" and each.get("status") != "INVALID"]
+    usable = [each for each in machines if each.get("state") != "DISABLED" and each.get("status") != "INVALID"]
     if machines and not usable:
         told = "; ".join(
-            f"{each['computeEnvironmentName']} is {each.get('status', each['state']).lower()}"
-            f" ({each.get('statusReason') or each['state'].lower()})"
+            f"{each['computeEnvironmentName']} is {each.get('state', '')} and {each.get('status', '')}"
+            f" ({each.get('statusReason') or 'no reason given'})"
             for each in machines
         )
         return Reason("RUNNABLE", f"No machines can be had behind its queue: {told}.", mend)
