@@ -12,11 +12,14 @@ import nbformat
 import pytest
 
 from slml.errors import JobError, ParameterError, UsageError
-from slml.jobs.execute import kernel_environment, kernels, outcome, settings, tracked
 from slml.jobs.job import fingerprint, job
+from slml.jobs.kernel import kernel_environment, kernels, settings
+from slml.jobs.outcome import outcome
 from slml.jobs.parameters import REQUIRED, bind, declared
 from slml.jobs.run import list_runs, load_run, new_run, save_run
 from slml.jobs.runner import prepare, run_job
+from slml.jobs.signals import Interruption
+from slml.jobs.track import tracked
 from slml.registry.tracking import Tracked, log_run, open_tracking
 from slml.workspace import Workspace
 
@@ -97,9 +100,9 @@ def test_the_kernel_needs_no_kernelspec_and_sees_the_workspace(
     cwd.mkdir()
     checks = f"assert (Workspace().root, sys.executable, os.getcwd()) == (root, python, {str(cwd)!r})"
     path = notebook(tmp_path, "root: str\npython: str", imports, checks)
-    run = prepare(job(path, {"root": workspace.root, "python": sys.executable}), workspace)
+    run = prepare([job(path, {"root": workspace.root, "python": sys.executable})], workspace)[0]
     with kernels(kernel_environment(run, workspace)) as kernel:
-        assert outcome(replace(run, cwd=str(cwd)), kernel) == ("done", None)
+        assert outcome(replace(run, cwd=str(cwd)), kernel, Interruption()) == ("done", None)
 
 
 def test_two_processes_may_track_at_once_in_a_new_database(workspace: Workspace) -> None:
@@ -133,7 +136,7 @@ def test_what_a_run_depends_on_is_written_to_tracking(workspace: Workspace) -> N
 
 
 def test_runs_are_listed_by_time_and_found_by_the_beginning_of_their_id(workspace: Workspace) -> None:
-    made = [new_run(name, f"{name}.ipynb", {}, workspace) for name in ("b", "a", "c")]
+    made = [save_run(new_run(name, f"{name}.ipynb", {}, workspace)) for name in ("b", "a", "c")]
     done = save_run(replace(made[1], status="done", metrics={"rmse": 1.5}))
     assert [run.job for run in list_runs(workspace)] == ["b", "a", "c"]
     assert load_run(workspace, done.id[:-2]) == done

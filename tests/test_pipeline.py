@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from slml.errors import ParameterError, PipelineError
-from slml.jobs.execute import settings
-from slml.jobs.pipeline import done_before, load_pipeline, run_pipeline, stands
+from slml.jobs.cache import done_before, stands
+from slml.jobs.kernel import settings
+from slml.jobs.pipeline import load_pipeline, run_pipeline
 from slml.jobs.progress import StepState
 from slml.jobs.run import list_runs
 from slml.workspace import Workspace
@@ -163,7 +164,7 @@ def test_ctrl_c_leaves_nothing_running(file: Path, workspace: Workspace) -> None
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     assert not any(one.is_running() for one in below)
-    assert [run.status for run in list_runs(workspace)] == ["cancelled", "cancelled"]
+    assert [run.status for run in list_runs(workspace)] == ["cancelled"] * 3
     assert "cancelled" in said
 
 
@@ -174,4 +175,4 @@ def test_jobs_do_not_outlive_a_pipeline_that_was_killed(file: Path, workspace: W
     assert sorted(line.split()[1] for line in said.splitlines()) == ["running", "waiting"], "one core, one step"
     _, alive = psutil.wait_procs(below, timeout=30)
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]  # nobody may be there to collect it
-    assert sorted(run.status for run in list_runs(workspace)) == ["cancelled", "failed"]
+    assert sorted(run.status for run in list_runs(workspace)) == ["cancelled", "failed", "failed"]

@@ -1,8 +1,10 @@
 """What every runner promises, whichever implementation the workspace names."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -12,6 +14,7 @@ import pytest
 from slml.errors import ParameterError, SettingsError, UsageError
 from slml.jobs.job import Job, job
 from slml.jobs.local import LocalRunner
+from slml.jobs.resources import Resources
 from slml.jobs.runner import Runner, open_runner
 from slml.workspace import Workspace
 
@@ -103,7 +106,7 @@ def test_cancel_leaves_no_process_and_frees_the_core(runner: Runner, sleeper: Jo
     run = runner.wait(second)
     assert run.status == "cancelled"
     assert Path(run.executed).exists()
-    assert run.error.exit_code == 130
+    assert run.error.exit_code == 143
 
 
 def test_a_process_that_is_killed_has_failed(runner: Runner, sleeper: Job) -> None:
@@ -116,6 +119,72 @@ def test_a_process_that_is_killed_has_failed(runner: Runner, sleeper: Job) -> No
     assert "without a word" in run.error.message
     assert run.tracking, "a run that could not speak for itself is tracked too"
     until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_job_comes_after_others_and_learns_what_they_hand_on(runner: Runner, tmp_path: Path) -> None:
+    last = "from slml.jobs.record import record\nrecord(outputs={'rows': rows})"
+    first = runner.submit(job(notebook(tmp_path, "first", "rows: int = 10", last), {}))
+    second = notebook(tmp_path, "second", "rows: int", "print('got', rows)", last)
+    begins = runner.submit(job(second, {"rows": f"${{{first}.rows}}"}), after=[first])
+    again = runner.submit(job(second, {"rows": f"${{{first}.rows}}"}), after=[begins])
+    assert runner.wait(begins).parameters == {"rows": 10}
+    assert "got 10" in runner.logs(begins)
+    assert runner.wait(again).same_as == begins, "the same work is not done twice"
+    assert runner.wait(again).outputs == {"rows": 10}
+
+
+def test_a_job_after_one_that_failed_is_skipped(runner: Runner, tmp_path: Path) -> None:
+    first = runner.submit(job(notebook(tmp_path, "first", "", "1 / 0"), {}))
+    second = runner.submit(job(notebook(tmp_path, "second", "", "1"), {}), after=[first])
+    run = runner.wait(second)
+    assert (run.status, run.error.type) == ("cancelled", "Skipped")
+    assert first in run.error.message
+
+
+def test_many_jobs_are_submitted_together(runner: Runner, tmp_path: Path) -> None:
+    path = notebook(tmp_path, "half", "rows: int", "from slml.jobs.record import record; record({'half': rows / 2})")
+    ids = runner.submit_array([job(path, {"rows": rows}) for rows in (2, 4, 6)])
+    assert [runner.wait(id).metrics["half"] for id in ids] == [1.0, 2.0, 3.0]
+
+
+def test_it_says_why_a_job_stands_where_it_stands(runner: Runner, sleeper: Job) -> None:
+    first, second = runner.submit(sleeper), runner.submit(sleeper)
+    until(lambda: "pid" in runner.logs(first))
+    assert runner.why(first).state == "running"
+    assert "1 of 2 cells" in runner.why(first).why
+    assert first in runner.why(second).why, "whom it waits for"
+    runner.cancel(second)
+    runner.cancel(first)
+    assert "cancelled" in runner.why(first).why
+
+
+def test_the_time_limit_ends_a_job_and_keeps_what_it_had(runner: Runner, sleeper: Job) -> None:
+    limited = replace(sleeper, resources=replace(sleeper.resources, minutes=1))
+    id = runner.submit(limited)
+    until(lambda: "pid" in runner.logs(id))
+    kernel = psutil.Process(int(runner.logs(id).split("pid")[1].split()[0]))
+    os.kill(kernel.ppid(), signal.SIGALRM)  # as the clock does when the minute is over
+    run = runner.wait(id)
+    assert (run.status, run.error.type) == ("failed", "TimedOut")
+    assert "1 minutes" in run.error.message
+    assert any("pid" in str(cell.get("outputs")) for cell in nbformat.read(run.executed, 4).cells)
+
+
+def test_two_ranks_are_one_run(runner: Runner, tmp_path: Path) -> None:
+    source = "import os; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])"
+    pair = job(notebook(tmp_path, "pair", "", source), {}, Resources(processes=2))
+    run = runner.wait(runner.submit(pair))
+    assert (run.status, run.error) == ("done", None)
+    assert "rank 1 of 2" in runner.logs(run.id)
+    assert "rank 0 of 2" in str(nbformat.read(run.executed, 4).cells)
+
+
+def test_an_error_of_another_rank_is_told(runner: Runner, tmp_path: Path) -> None:
+    source = "import os, time\nassert os.environ['RANK'] == '0', 'too bad'\ntime.sleep(60)"
+    pair = job(notebook(tmp_path, "pair", "", source), {}, Resources(processes=2))
+    run = runner.wait(runner.submit(pair))
+    assert run.status == "failed"
+    assert run.error.message.startswith("rank 1: too bad")
 
 
 def test_an_unknown_run_and_an_unknown_runner_are_told(runner: Runner, tmp_path: Path) -> None:
