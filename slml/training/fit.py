@@ -172,21 +172,17 @@ class _Sums:
         group: Group,
         loss: float,  # summed over the rows
         rows: int,
-        stop: int,  # signal that asks to stop; 0 = none
+        asked: int,  # signal that asks to stop; 0 = none
         seconds: float,
     ) -> tuple[float, int, int, float]:  # loss and rows of all, a signal if any has one, mean seconds
         "Add up over the group, and divide the gradients by the number of rows."
-        facts = [loss, rows, seconds / group.size, *(float(stop == number) for number in STOPS)]
+        facts = [loss, rows, seconds / group.size, *(float(asked == number) for number in STOPS)]
         self.facts.copy_(torch.tensor(facts))
         group.add(self.all)
-        loss, rows, seconds, *asked = self.facts.tolist()
+        loss, rows, seconds, *counts = self.facts.tolist()
         self.gradients /= rows
-        return (
-            loss,
-            round(rows),
-            next((number for number, count in zip(STOPS, asked, strict=True) if count), 0),
-            seconds,
-        )
+        asked = next((number for number, count in zip(STOPS, counts, strict=True) if count), 0)
+        return loss, round(rows), asked, seconds
 
 # %% ../../nbs/training/fit.ipynb #969b1aea
 class _Average:
@@ -260,7 +256,11 @@ class _Training:
         for name, value in state.items():
             setattr(self, name, value)
 
-    def step(self, batch: Batch, interruption: checkpoints.Deferred) -> None:
+    def step(
+        self,
+        batch: Batch,
+        asked: int = 0,  # signal that asks this process to stop; 0 = none
+    ) -> int:  # signal that asks any of them
         "Learn from one batch; raises `TrainingError` when the loss is no longer a number."
         self.sums.all.zero_()
         _reseed(self.group.device, self.settings.seed, self.steps, self.group.rank)
@@ -269,9 +269,7 @@ class _Training:
             loss = self.model.loss(*_to(batch, self.group.device)) * rows
             loss.backward()
         seconds = time.perf_counter() - self.begun
-        loss, rows, interruption.signal, self.spent = self.sums.exchange(
-            self.group, loss.item(), rows, interruption.signal, seconds
-        )
+        loss, rows, asked, self.spent = self.sums.exchange(self.group, loss.item(), rows, asked, seconds)
         if not math.isfinite(loss):
             raise _diverged(self, loss / rows)
         torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
@@ -283,6 +281,7 @@ class _Training:
             self.loss + loss,
         )
         self.average.follow(self.steps)
+        return asked
 
 # %% ../../nbs/training/fit.ipynb #6d6e0a31
 def _diverged(training: _Training, value: float) -> TrainingError:
@@ -359,9 +358,9 @@ def _epoch(
     before = training.history.seconds
     training.begun = time.perf_counter() - training.spent
     for batch in train.iter_epoch(training.epoch, training.batch, training.group.share):
-        training.step(batch, interruption)
-        if interruption.signal:
+        if asked := training.step(batch, interruption.signal):
             saving.save()
+            interruption.signal = asked
             interruption.act()
         saving.now_and_then()
         if before + training.spent > max_seconds:
