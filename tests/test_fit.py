@@ -40,14 +40,18 @@ print("finished")
 """
 
 
-@pytest.fixture
-def folder(tmp_path) -> str:
+def write_rows(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for name, rows in (("train", 2000), ("valid", 500)):
         x, z = rng.normal(size=(2, rows))
         pq.write_table(
-            pa.table({"x": x, "z": z, "y": np.sin(2 * x) + z**2}), tmp_path / f"{name}.parquet", row_group_size=300
+            pa.table({"x": x, "z": z, "y": np.sin(2 * x) + z**2}), folder / f"{name}.parquet", row_group_size=300
         )
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+    write_rows(tmp_path)
     return str(tmp_path)
 
 
