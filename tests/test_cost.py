@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -15,7 +16,7 @@ import pytest
 from slml.aws.prices import refresh
 from slml.errors import BudgetError, CloudError, SettingsError, SlmlError, UsageError
 from slml.jobs.budget import Budget, balance, check_budget, read_budget, set_budget
-from slml.jobs.cost import cost_of, costs, estimate, version_runs
+from slml.jobs.cost import cost_of, costs, estimate, together, version_runs
 from slml.jobs.job import Job
 from slml.jobs.prices import Price, PriceBook, query_usd
 from slml.jobs.resources import Resources
@@ -101,6 +102,7 @@ def test_a_running_job_costs_until_now_and_no_clock_makes_it_negative() -> None:
     assert cost_of(ahead, BOOK, NOON).usd == pytest.approx(1.4 / 60)
     for_ever = replace(run, started="2020-01-01T00:00:00")  # a host that was lost; a time without a zone is UTC
     assert cost_of(for_ever, BOOK, NOON).usd == pytest.approx(1.4 * (2 * 3600 + 30) / 3600)
+    assert cost_of(replace(run, started="yesterday"), BOOK, NOON).usd == pytest.approx(1.4 / 60)
     assert cost_of(replace(run, started=""), BOOK, NOON).usd == pytest.approx(1.4 / 60)
 
 
@@ -160,6 +162,16 @@ def test_without_an_earlier_run_the_limit_is_told() -> None:
     # An earlier run that took longer than this one may, counts as the limit.
     assert estimate(job, [run_of(seconds=1e6)], BOOK).usd == told.usd
     assert "the one earlier run" in str(estimate(job, [run_of()], BOOK))
+
+
+def test_a_pipeline_is_the_sum_of_its_jobs() -> None:
+    known = estimate(Job("train.ipynb", {}, Resources(spot=False)), [run_of()], BOOK)
+    new = estimate(Job("tune.ipynb", {}, Resources(spot=False, minutes=59)), [run_of()], BOOK)
+    both = together([known, new.times(2)])
+    assert both.usd == pytest.approx(1.4 + 2 * 1.4 * 3570 / 3600)
+    assert both.jobs == 3
+    assert "3 jobs, of which 2 never ran" in str(both)
+    assert both.where == known.where
 
 
 # Tables
@@ -344,6 +356,27 @@ def test_a_run_that_passed_its_estimate_is_not_promised_more(workspace: Workspac
     assert stands.promised == 0
 
 
+def test_a_month_of_many_runs_is_added_up_in_a_moment(workspace: Workspace) -> None:
+    runs = [run_of(id=f"{n:05}", status="waiting" if n % 2 else "done", attempt=1 - n % 2) for n in range(10_000)]
+    runs = [replace(run, spent=0.0, seconds=0.0) if run.status == "waiting" else run for run in runs]
+    begin = time.perf_counter()
+    stands = balance(workspace, runs, BOOK, moment=NOON)
+    assert time.perf_counter() - begin < 10
+    assert (stands.spent, stands.promised) == pytest.approx((7000, 7000))
+    assert stands.pending == 5000
+
+
+def test_of_two_arrays_at_once_none_overlooks_the_other(workspace: Workspace) -> None:
+    """Their records came in between each other; each array counts what came before its own last run."""
+    runs = [run_of(id=f"{n}", status="waiting", seconds=0.0, spent=0.0, attempt=0) for n in range(1, 9)]
+    done = run_of(id="0", created="2026-10-02T10:00:00+00:00")
+    first, second = ["1", "3", "5", "7"], ["2", "4", "6", "8"]
+    assert balance(workspace, [done, *runs], BOOK, first, NOON).pending == 3
+    assert balance(workspace, [done, *runs], BOOK, second, NOON).pending == 4
+    assert balance(workspace, [done, *runs], BOOK, second, NOON).promised == pytest.approx(4 * 1.4)
+    assert balance(workspace, [done, *runs], BOOK, moment=NOON).pending == 8
+
+
 @pytest.mark.parametrize("usd", [-1, -0.01, math.nan, math.inf, True])
 def test_a_budget_that_is_none_is_refused(usd: float, workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="no budget"):
@@ -400,7 +433,7 @@ def test_of_many_submitted_at_once_just_as_many_pass_as_the_budget_holds(workspa
         limit.wait(20)
         runs = list_runs(workspace)
         try:
-            check_budget(workspace, runs, estimate(job, runs, BOOK), before=run.id)
+            check_budget(workspace, runs, estimate(job, runs, BOOK), own=run.id)
             passed.append(run.id)
         except BudgetError:
             pass

@@ -8,12 +8,13 @@ __all__ = ['Budget', 'set_budget', 'read_budget', 'Balance', 'balance', 'check_b
 # %% ../../nbs/jobs/budget.ipynb #2fb9b99e
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 
 from ..errors import BudgetError, SettingsError, UsageError
-from .cost import Estimate, cost_of, expect, money
+from .cost import Estimate, cost_of, expect, money, rate_of
 from .prices import PriceBook
 from .run import Run, now
 from ..storage import exists, read_text, write_text
@@ -64,6 +65,7 @@ class Balance:
     budget: float | None  # USD
     spent: float  # by runs of this month, until now
     promised: float  # to those that wait or run, beyond what they have cost
+    pending: int = 0  # how many those are
 
     @property
     def left(self) -> float:
@@ -71,7 +73,10 @@ class Balance:
         return math.inf if self.budget is None else self.budget - self.spent - self.promised
 
     def __str__(self) -> str:
-        used = f"{money(self.spent)} spent this month, {money(self.promised)} promised to jobs that wait or run"
+        jobs = (
+            f"{self.pending} job that waits or runs" if self.pending == 1 else f"{self.pending} jobs that wait or run"
+        )
+        used = f"{money(self.spent)} spent this month, {money(self.promised)} promised to {jobs}"
         return f"{used}, no budget" if self.budget is None else f"{used}, budget {money(self.budget)}"
 
 # %% ../../nbs/jobs/budget.ipynb #0aec5ff4
@@ -79,39 +84,41 @@ def balance(
     workspace: Workspace,
     runs: Iterable[Run],  # of the project
     book: PriceBook,
-    before: str = "",  # id of a run: of those that have not begun, only the ones before it count
+    own: str | Collection[str] = (),  # id of a run, or those of an array: of others that wait, only earlier ones count
     moment: datetime | None = None,  # now by default
 ) -> Balance:
     "Where a project stands this month. Raises `SettingsError` and, where a price is missing, `UsageError`."
     moment, runs = moment or datetime.now(UTC), list(runs)
-    spent = promised = 0.0
+    month, own = f"{moment:%Y-%m}", {own} if isinstance(own, str) else set(own)
+    expected = cache(lambda job, needs, runner: expect(job, needs, runs, book, runner).usd)
+    spent, promised = 0.0, []
     for run in runs:
-        if run.project != workspace.project or (run.created[:7] < f"{moment:%Y-%m}" and run.ended):
+        if run.project != workspace.project or run.id in own or (run.ended and run.created[:7] < month):
             continue
-        cost = cost_of(run, book, moment)
-        if cost.hypothetical or run.id == before:
+        if (cost := cost_of(run, book, moment)).hypothetical or rate_of(run.resources, run.runner, book).hypothetical:
             continue
-        spent += cost.usd if run.created[:7] >= f"{moment:%Y-%m}" else 0.0
-        if run.status == "running" or (run.status == "waiting" and not (before and run.id > before)):
-            expected = expect(run.job, run.resources, runs, book, run.runner)
-            promised += 0.0 if expected.hypothetical else max(expected.usd - cost.usd, 0.0)
-    return Balance(read_budget(workspace).usd, spent, promised)
+        spent += cost.usd if run.created[:7] >= month else 0.0
+        if run.status == "running" or (run.status == "waiting" and not (own and run.id > max(own))):
+            promised.append(max(expected(run.job, run.resources, run.runner) - cost.usd, 0.0))
+    return Balance(read_budget(workspace).usd, spent, math.fsum(promised), len(promised))
 
 # %% ../../nbs/jobs/budget.ipynb #6b7cd913
 def check_budget(
     workspace: Workspace,
     runs: Iterable[Run],  # of the project
     expected: Estimate,  # of what is to be submitted
-    before: str = "",  # its run's id, where its record is written already
+    own: str | Collection[str] = (),  # id of its run, or ids of its array, where their records are written already
     moment: datetime | None = None,  # now by default
 ) -> Balance:  # before this job
     "Let a job pass that the project can pay for. Raises `BudgetError` with all numbers for one that it cannot."
     if read_budget(workspace).usd is None or expected.hypothetical:
         return Balance(None, 0.0, 0.0)
-    stands = balance(workspace, runs, PriceBook.load(workspace), before, moment)
+    stands = balance(workspace, runs, PriceBook.load(workspace), own, moment)
     if expected.usd <= stands.left:
         return stands
-    guess = "" if expected.runs else " Without an earlier run the whole time limit counts: a lower --minutes helps."
+    guess = (
+        "" if not expected.unknown else " Without an earlier run the whole time limit counts: a lower --minutes helps."
+    )
     raise BudgetError(
         f"The project {workspace.project} would spend more than its budget.",
         expected=f"at most {money(max(stands.left, 0.0))}: {stands}",

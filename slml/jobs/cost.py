@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOURS', 'DISK', 'RECENT', 'BY', 'HEAD', 'SHOWN', 'Rate', 'fargate_rate', 'ec2_rate', 'aws_rate', 'rate_of',
-           'kubernetes_rate', 'Cost', 'money', 'elapsed', 'cost_of', 'charge', 'Estimate', 'estimate', 'expect',
-           'names_of', 'version_runs', 'Line', 'line', 'Costs', 'costs', 'daily']
+           'kubernetes_rate', 'money', 'Cost', 'elapsed', 'cost_of', 'charge', 'Estimate', 'estimate', 'expect',
+           'together', 'names_of', 'version_runs', 'Line', 'line', 'Costs', 'costs', 'daily']
 
 # %% ../../nbs/jobs/cost.ipynb #932bb5fc
 import html
@@ -104,6 +104,11 @@ def kubernetes_rate(needs: Resources, book: PriceBook) -> Rate:
     return Rate(f"Kubernetes, {needs}", parts, "kubernetes", all(p.verified for p in prices.values()))
 
 # %% ../../nbs/jobs/cost.ipynb #eb38bb3b
+def money(usd: float) -> str:
+    "An amount as people read it: cents, and two digits of what is less."
+    return f"{usd:,.2f} USD" if usd >= 0.995 or usd <= 0 else f"{usd:.{1 - math.floor(math.log10(usd))}f} USD"
+
+# %% ../../nbs/jobs/cost.ipynb #15a19e3a
 @dataclass(frozen=True)
 class Cost:
     "What a run cost."
@@ -121,25 +126,23 @@ class Cost:
             f"{would}{money(self.usd)} ({self.where}, {self.seconds:,.0f} s billed)" if self.where else money(self.usd)
         )
 
-
-def money(usd: float) -> str:
-    "An amount as people read it: cents, and two digits of what is less."
-    return f"{usd:,.2f} USD" if usd >= 0.995 or not usd else f"{usd:.{1 - math.floor(math.log10(usd))}f} USD"
-
-# %% ../../nbs/jobs/cost.ipynb #15a19e3a
+# %% ../../nbs/jobs/cost.ipynb #fcb9f466
 def elapsed(
     run: Run,
     moment: datetime,  # with a time zone
 ) -> float:  # seconds; 0 where it does not run
-    "How long the present attempt has gone on: never less than nothing, whatever the clocks say, nor beyond its limit."
+    "How long the present attempt has gone on, between nothing and its time limit."
     if run.status != "running" or not run.started:
         return 0.0
-    return min(max((moment - _time(run.started)).total_seconds(), 0.0), run.resources.minutes * 60)
+    return min(max((moment - _time(run.started, moment)).total_seconds(), 0.0), run.resources.minutes * 60)
 
 
-def _time(text: str) -> datetime:
+def _time(text: str, otherwise: datetime) -> datetime:
     "A time of a record; UTC where it says nothing else."
-    found = datetime.fromisoformat(text)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:  # one damaged record must not hide the costs of all others
+        return otherwise
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
@@ -169,17 +172,18 @@ RECENT = 20  # earlier runs that count, the latest; a notebook changes
 
 @dataclass(frozen=True)
 class Estimate:
-    "What a job is expected to cost."
+    "What jobs are expected to cost, each once through."
 
-    usd: float  # the middle of earlier runs, or the most that one attempt can cost
+    usd: float  # the middle of earlier runs; where there are none, the most that the time limit allows
     low: float
     high: float
     where: str
-    runs: int  # earlier ones that it comes from
+    runs: int  # earlier ones that it comes from; 0: none
     seconds: float  # that an attempt is expected to take, or may take at most
     hypothetical: bool = False  # nothing will be paid: what the cloud would take
     verified: bool = False
     jobs: int = 1
+    unknown: int = 0  # of the jobs, those that never ran
 
     def __str__(self) -> str:
         return _sentence(self)
@@ -187,24 +191,27 @@ class Estimate:
     def times(self, jobs: int) -> "Estimate":
         "The estimate for so many of the same job."
         usd, low, high = (jobs * amount for amount in (self.usd, self.low, self.high))
-        return replace(self, usd=usd, low=low, high=high, jobs=jobs * self.jobs)
+        return replace(self, usd=usd, low=low, high=high, jobs=jobs * self.jobs, unknown=jobs * self.unknown)
 
 # %% ../../nbs/jobs/cost.ipynb #94a68a93
 def _sentence(e: Estimate) -> str:
     "An estimate as one sentence."
-    who = f"{e.jobs} jobs" if e.jobs > 1 else "one job"
-    if e.runs:
-        earlier = f"as {e.runs} earlier runs took" if e.runs > 1 else "as the one earlier run took"
-        spread = f" ({money(e.low).removesuffix(' USD')} to {money(e.high)})" if e.high > e.low else ""
-        what = f"about {money(e.usd)}{spread} for {who} of {e.seconds:,.0f} s, {earlier}"
-    else:
+    who = f"{e.jobs:,} jobs" if e.jobs != 1 else "one job"
+    spread = f" ({money(e.low).removesuffix(' USD')} to {money(e.high)})" if e.high > e.low else ""
+    if e.unknown == e.jobs:
+        limit = f"within the time limit of {e.seconds / 60:,.0f} minutes"
+        what = f"no earlier run: at most {money(e.usd)} for {who} {limit}"
+    elif e.unknown:
         what = (
-            f"no earlier run: at most {money(e.usd)} for {who} within the time limit of {e.seconds / 60:,.0f} minutes"
+            f"about {money(e.usd)}{spread} for {who}, of which {e.unknown:,} never ran and count with their time limit"
         )
+    else:
+        earlier = f"as {e.runs} earlier runs took" if e.runs > 1 else "as the one earlier run took"
+        what = f"about {money(e.usd)}{spread} for {who} of {e.seconds:,.0f} s, {earlier}"
     free = "nothing is paid here; in the cloud " if e.hypothetical else ""
     return f"{free}{what}, on {e.where}" + ("" if e.verified else "; prices not verified")
 
-
+# %% ../../nbs/jobs/cost.ipynb #3aa72726
 def estimate(
     job: Job,
     runs: Iterable[Run],  # of the project
@@ -223,7 +230,20 @@ def expect(name: str, needs: Resources, runs: Iterable[Run], book: PriceBook, ru
     seconds = median(taken) if taken else limit
     low, _, high = quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else (seconds,) * 3
     usd, low, high = (charge(rate, each).usd for each in (seconds, low, high))
-    return Estimate(usd, low, high, rate.where, len(taken), seconds, rate.hypothetical, rate.verified)
+    flags = {"hypothetical": rate.hypothetical, "verified": rate.verified, "unknown": 0 if taken else 1}
+    return Estimate(usd, low, high, rate.where, len(taken), seconds, **flags)
+
+# %% ../../nbs/jobs/cost.ipynb #891901e8
+def together(
+    estimates: Sequence[Estimate],  # one at least, all by one runner
+) -> Estimate:
+    "What several jobs are expected to cost."
+    usd, low, high = (math.fsum(getattr(e, name) for e in estimates) for name in ("usd", "low", "high"))
+    where = " and ".join(dict.fromkeys(e.where for e in estimates))
+    jobs, unknown = sum(e.jobs for e in estimates), sum(e.unknown for e in estimates)
+    seconds, runs = max(e.seconds for e in estimates), min(e.runs for e in estimates)
+    flags = {"hypothetical": all(e.hypothetical for e in estimates), "verified": all(e.verified for e in estimates)}
+    return Estimate(usd, low, high, where, runs, seconds, **flags, jobs=jobs, unknown=unknown)
 
 # %% ../../nbs/jobs/cost.ipynb #8b4da6aa
 BY = ("run", "pipeline", "user", "project", "job", "day", "version")
