@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ..errors import CloudError
-from ..jobs.prices import MACHINES, Price, PriceBook, with_spot
+from ..jobs.prices import MACHINES, Price, PriceBook, region_of, with_spot
 from ..workspace import Workspace
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def parse_spot(
     by_type: dict[str, list[float]] = {}
     for (name, _), (_, usd) in sorted(latest.items()):
         by_type.setdefault(name, []).append(usd)
-    source = "EC2 DescribeSpotPriceHistory, the middle of {} zones"
+    source = "AWS EC2 DescribeSpotPriceHistory, the middle of {} zones"
     return [
         Price("ec2", f"{name} spot hour", region, "hour", median(usd), source.format(len(usd)), date, verified=True)
         for name, usd in by_type.items()
@@ -177,10 +177,11 @@ class Refreshed:
 
 def merge(book: PriceBook, found: Iterable[Price]) -> Refreshed:
     "A book with the prices that were read."
-    found = list(found)
+    by_hand = {price.key for price in book if price.verified and not price.source.startswith("AWS")}
+    found = [price for price in found if price.key not in by_hand]
     guesses = [price for price in with_spot(found) if not price.verified]
-    known = {price.key for price in book if price.verified}
-    fresh = book.updated([*(price for price in guesses if price.key not in known), *found])
+    verified = {price.key for price in book if price.verified}
+    fresh = book.updated([*(price for price in guesses if price.key not in verified), *found])
     changed = sum(price.key not in book.prices or book.prices[price.key].usd != price.usd for price in found)
     rest = tuple(f"{p.service} {p.item}" for p in fresh if p.region == book.region and not p.verified)
     return Refreshed(fresh, len(found), changed, rest)
@@ -208,17 +209,16 @@ def refresh(
 ) -> Refreshed:
     "Read the prices of a region and save them with the project. Raises `CloudError`, `SettingsError`, `StorageError`."
     import boto3  # slow to import
+    from botocore.config import Config
 
-    moment = moment or datetime.now(UTC)
-    book = PriceBook.load(workspace, region)
+    moment, region = moment or datetime.now(UTC), region or region_of(workspace)
+    waits = Config(connect_timeout=10, read_timeout=30)  # seconds; boto3 tries a few times
     with answered():
-        pricing = boto3.client("pricing", region_name="us-east-1")  # one of the few regions that it answers in
-        found = list(read_products(pricing, book.region, f"{moment:%Y-%m-%d}"))
-        found += read_spot(boto3.client("ec2", region_name=book.region), book.region, moment)
+        pricing = boto3.client("pricing", region_name="us-east-1", config=waits)  # it answers in few regions only
+        found = list(read_products(pricing, region, f"{moment:%Y-%m-%d}"))
+        found += read_spot(boto3.client("ec2", region_name=region, config=waits), region, moment)
     if not found:
-        raise CloudError(
-            f"AWS has no prices for the region '{book.region}'.", todo="check its name, such as eu-central-1."
-        )
-    merged = merge(book, found)
+        raise CloudError(f"AWS has no prices for the region '{region}'.", todo="check its name, such as eu-central-1.")
+    merged = merge(PriceBook.load(workspace, region), found)  # as the book is now, after all the asking
     merged.book.save()
     return merged
