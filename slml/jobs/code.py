@@ -222,11 +222,23 @@ def unpack(
             came=f"{len(content):,} bytes with another one",
             todo="delete it and submit the job again; it is then sent anew.",
         )
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
-        # Nothing outside of the folder, no devices; the first versions of Python 3.11 do not know the filter.
-        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-        tar.extractall(folder)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
+            outside = next(filter(_leaves, tar), None)
+            if outside:
+                raise tarfile.ExtractError(f"{outside.name} would be written outside of it")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # no devices; absent in early 3.11
+            tar.extractall(folder)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise StorageError(f"{uri} cannot be unpacked into {folder}.", came=str(error)) from error
     return folder
+
+
+def _leaves(member: tarfile.TarInfo) -> bool:
+    "Whether an entry, or the link that it is, leads out of the folder."
+    target = os.path.join(os.path.dirname(member.name), member.linkname) if member.issym() else member.name
+    places = [os.path.normpath(place) for place in (member.name, target, member.linkname if member.islnk() else "")]
+    return any(os.path.isabs(place) or place.split("/")[0] == ".." for place in places)
 
 # %% ../../nbs/jobs/code.ipynb #76448031
 def inside(
@@ -267,11 +279,11 @@ def _missing(value: str, packed: Mapping[str, Path], folder: Path, workspace: "W
 
     if is_deferred(value):  # known when another run has ended
         return
-    if value.startswith(f"{workspace.root}/") and "://" in value:
-        if not (named_files(value) or exists(value)):
+    if "://" in value:  # what lies elsewhere than in the workspace may be for the job's eyes only
+        if value.startswith(f"{workspace.root}/") and not (named_files(value) or exists(value)):
             yield f"there is no {value}"
         return
-    local = [path for path in named_files(value) if "://" not in path]
+    local = named_files(value)
     for path in local:
         try:
             name = inside(Path(path), folder)
