@@ -24,7 +24,7 @@ def _parameter(default: str, about: str, type: str = "String", **more: object) -
 
 
 LIST = "CommaDelimitedList"
-RETENTION = "1 3 5 7 14 30 60 90 120 150 180 365 400 545 731 1096 1827".split()
+RETENTION = [str(days) for days in (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827)]
 SWITCH = {"AllowedValues": ["no", "yes"]}
 PARAMETERS = {
     "Owner": _parameter("slml", "who answers for the stack; a tag of everything in it"),
@@ -77,7 +77,7 @@ def template(
     kept: Collection[str] = (),  # logical names of stores that are there already and are left out
 ) -> dict[str, object]:
     "The template of a stack. Raises `SettingsError` for a project's name, `UsageError` where there is none."
-    projects = sorted(set(projects))
+    projects = sorted({project for project in projects if project})
     if not projects:
         raise UsageError("A stack needs at least one project.", todo="name one: slml aws deploy --project NAME.")
     for project in projects:

@@ -1,0 +1,454 @@
+"""The stack: one clean template, projects that cannot reach each other, and plan, deploy, status, destroy on moto."""
+
+import fnmatch
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import boto3
+import pytest
+from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
+from cloud import cloudformation
+from moto import mock_aws
+
+from slml.aws import events, stack
+from slml.aws.account import Account
+from slml.aws.changes import Change, Plan, discard, plan
+from slml.aws.parts import UNTAGGED
+from slml.aws.profile import write_profile
+from slml.aws.roles import project_policy, role
+from slml.aws.template import INLINE, PARAMETERS, as_json, as_yaml, template
+from slml.errors import CloudError, SettingsError, UsageError
+from slml.jobs import names
+
+REGION, ACCOUNT = "eu-central-1", "123456789012"
+BUCKET = f"slml-{ACCOUNT}-{REGION}"
+
+
+# The template
+
+
+@pytest.fixture(scope="module")
+def whole() -> Mapping[str, object]:
+    return template(["taxi", "houses_eu"])
+
+
+def test_cfn_lint_finds_nothing(whole: Mapping[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "template.yaml"
+    path.write_text(as_yaml(whole))
+    lint = Path(sys.executable).parent / "cfn-lint"
+    done = subprocess.run(
+        [lint, "--regions", "us-east-1", REGION, "--", path], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_cfn_lint_knows_every_type_of_resource(whole: Mapping[str, object]) -> None:
+    """A type that it did not know would be clean as well."""
+    for type in {one["Type"] for one in whole["Resources"].values()}:
+        assert PROVIDER_SCHEMA_MANAGER.get_resource_schema(REGION, type).schema["properties"]
+
+
+def test_every_resource_that_can_have_tags_has_them(whole: Mapping[str, object]) -> None:
+    for name, one in whole["Resources"].items():
+        schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema(REGION, one["Type"]).schema
+        if "Tags" not in schema["properties"]:
+            assert one["Type"] in UNTAGGED
+            continue
+        found = one["Properties"]["Tags"]
+        found = found if isinstance(found, dict) else {tag["Key"]: tag["Value"] for tag in found}
+        assert set(found) == {"stack", "owner", "project"}, name
+        project = next((p for p in ("taxi", "housesZeu") if name.endswith(p)), "shared").replace("Z", "_")
+        assert found["project"] == project, name
+
+
+def test_nothing_is_paid_while_nothing_runs(whole: Mapping[str, object]) -> None:
+    resources = whole["Resources"]
+    types = {one["Type"] for one in resources.values()}
+    assert not types & {"AWS::EC2::NatGateway", "AWS::EC2::EIP", "AWS::EC2::Instance", "AWS::KMS::Key"}
+    for one in resources.values():
+        if one["Type"] == "AWS::Batch::ComputeEnvironment":
+            assert one["Properties"]["ComputeResources"].get("MinvCpus", 0) == 0
+        if one["Type"] == "AWS::EC2::VPCEndpoint" and one["Properties"]["VpcEndpointType"] == "Interface":
+            assert one["Condition"] == "MakeEndpoints"
+            assert PARAMETERS["NodeEndpoints"]["Default"] == "no"
+
+
+def test_the_bucket_is_encrypted_versioned_closed_and_kept(whole: Mapping[str, object]) -> None:
+    bucket = whole["Resources"]["Bucket"]
+    assert set(bucket["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
+    assert bucket["Properties"]["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert "AES256" in str(bucket["Properties"]["BucketEncryption"])
+    assert bucket["DeletionPolicy"] == "RetainExceptOnCreate"
+    refused = whole["Resources"]["BucketPolicy"]["Properties"]["PolicyDocument"]["Statement"][0]
+    assert refused["Effect"] == "Deny"
+    assert refused["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_the_queues_are_those_a_runner_submits_to(whole: Mapping[str, object]) -> None:
+    found = filled(whole["Resources"])
+    queues = {one["Properties"]["JobQueueName"] for one in found.values() if one["Type"] == "AWS::Batch::JobQueue"}
+    assert queues == {names.queue("slml", kind, spot) for kind in names.KINDS for spot in (True, False)}
+    definitions = {
+        one["Properties"]["JobDefinitionName"] for one in found.values() if one["Type"] == "AWS::Batch::JobDefinition"
+    }
+    assert definitions == {names.definition("slml", p, kind) for p in ("taxi", "houses_eu") for kind in names.KINDS}
+
+
+def test_no_queue_mixes_fargate_with_ec2_and_nodes_never_run_on_spot(whole: Mapping[str, object]) -> None:
+    resources = whole["Resources"]
+    for one in resources.values():
+        if one["Type"] == "AWS::Batch::JobQueue":
+            order = [entry["ComputeEnvironment"]["Ref"] for entry in one["Properties"]["ComputeEnvironmentOrder"]]
+            kinds = [resources[name]["Properties"]["ComputeResources"]["Type"] for name in order]
+            assert len({kind.startswith("FARGATE") for kind in kinds}) == 1
+            assert kinds == sorted(kinds, key=lambda kind: not kind.endswith("SPOT")), "Spot comes first"
+    assert resources["Nodes"]["Properties"]["ComputeResources"]["Type"] == "EC2"
+
+
+def test_no_container_reaches_the_role_of_its_machine(whole: Mapping[str, object]) -> None:
+    data = whole["Resources"]["Machine"]["Properties"]["LaunchTemplateData"]
+    assert data["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+
+
+def test_a_project_without_a_good_name_is_refused() -> None:
+    for projects in (["taxi-demo"], ["taxi", "Taxi"], [""], []):
+        with pytest.raises(UsageError):
+            template(projects)
+
+
+def test_projects_whose_names_look_alike_stay_apart() -> None:
+    """`a_b` and `ab` are different inside the template, where underscores are not allowed."""
+    two, one = template(["a_b", "ab"]), template(["ab"])
+    assert (
+        len(two["Resources"]) - len(one["Resources"]) == len(one["Resources"]) - len(template(["c"])["Resources"]) + 8
+    )
+
+
+# Who may do what: a small evaluator of policies, for what these policies use
+
+
+def filled(part: object) -> object:
+    """A part of the template with its placeholders filled in."""
+    if isinstance(part, dict) and set(part) == {"Fn::Sub"}:
+        text = part["Fn::Sub"]
+        for name, value in {"StackName": "slml", "AccountId": ACCOUNT, "Region": REGION, "Partition": "aws"}.items():
+            text = text.replace(f"${{AWS::{name}}}", value)
+        return text
+    if isinstance(part, dict):
+        return {key: filled(value) for key, value in part.items()}
+    return [filled(one) for one in part] if isinstance(part, list | tuple) else part
+
+
+def holds(condition: Mapping[str, Mapping[str, object]], context: Mapping[str, str]) -> bool:
+    """Whether a condition is met, as IAM means it: a key that is not there fails, unless the operator says IfExists."""
+    for operator, wanted in condition.items():
+        for key, patterns in wanted.items():
+            if key not in context:
+                if operator.endswith("IfExists"):
+                    continue
+                return False
+            patterns = patterns if isinstance(patterns, list) else [patterns]
+            like = fnmatch.fnmatchcase if operator.startswith("StringLike") else str.__eq__
+            assert operator.removesuffix("IfExists") in ("StringLike", "StringEquals")
+            if not any(like(context[key], pattern) for pattern in patterns):
+                return False
+    return True
+
+
+def allows(project: str, action: str, resource: str, **context: str) -> bool:
+    """Whether the role of a project may do something to a resource."""
+    context = {key.replace("__", ":").replace("_tag_", "Tag/"): value for key, value in context.items()}
+    for one in filled(project_policy(project)["Statement"]):
+        assert one["Effect"] == "Allow"
+        acts = any(fnmatch.fnmatchcase(action, pattern) for pattern in one["Action"])
+        there = any(fnmatch.fnmatchcase(resource, pattern) for pattern in one["Resource"])
+        if acts and there and holds(one.get("Condition", {}), context):
+            return True
+    return False
+
+
+def arn(service: str, what: str) -> str:
+    return f"arn:aws:{service}:{REGION}:{ACCOUNT}:{what}"
+
+
+def test_a_role_works_in_its_own_project() -> None:
+    own = names.share("taxi", "ada")
+    assert allows("taxi", "s3:PutObject", f"arn:aws:s3:::{BUCKET}/taxi/runs/1/run.json")
+    assert allows("taxi", "s3:ListBucket", f"arn:aws:s3:::{BUCKET}", s3__prefix="taxi/runs/")
+    assert allows("taxi", "glue:UpdateTable", arn("glue", "table/taxi/trips"))
+    assert allows("taxi", "athena:StartQueryExecution", arn("athena", "workgroup/slml-taxi"))
+    for resource in ("job-queue/slml-cpu", "job-queue/slml-gpu-ondemand", "job-definition/slml-taxi-gpu"):
+        assert allows("taxi", "batch:SubmitJob", arn("batch", resource), batch__ShareIdentifier=own)
+    assert allows("taxi", "batch:SubmitJob", arn("batch", "job-definition/slml-taxi-gpu:3"), batch__ShareIdentifier=own)
+    assert allows("taxi", "batch:TerminateJob", arn("batch", "job/1"), aws__Resource_tag_project="taxi")
+    assert allows("taxi", "batch:TagResource", arn("batch", "job/1"), aws__Request_tag_project="taxi")
+    assert allows("taxi", "logs:GetLogEvents", arn("logs", "log-group:/slml/slml:log-stream:taxi/default/1"))
+    assert allows("taxi", "scheduler:CreateSchedule", arn("scheduler", "schedule/slml/taxi-table"))
+    assert allows("taxi", "batch:DescribeJobs", "*")
+
+
+@pytest.mark.parametrize("other", ["houses", "taxi2", "taxi_demo", "tax", "axi"])
+def test_a_role_reaches_nothing_of_another_project(other: str) -> None:
+    """Also where the other's name begins as its own does, or is the beginning of it."""
+    share, mine = names.share(other, "ada"), names.share("taxi", "ada")
+    for verb in ("GetObject", "PutObject", "DeleteObject", "GetObjectVersion", "AbortMultipartUpload"):
+        assert not allows("taxi", f"s3:{verb}", f"arn:aws:s3:::{BUCKET}/{other}/runs/1/run.json")
+    for prefix in (other, f"{other}/", f"{other}/runs/", "", "/"):
+        assert not allows("taxi", "s3:ListBucket", f"arn:aws:s3:::{BUCKET}", s3__prefix=prefix)
+    assert not allows("taxi", "s3:ListBucket", f"arn:aws:s3:::{BUCKET}"), "a listing without a prefix shows everything"
+    for verb in ("GetTable", "GetTables", "CreateTable", "UpdateTable", "DeleteTable"):
+        assert not allows("taxi", f"glue:{verb}", arn("glue", f"table/{other}/trips"))
+        assert not allows("taxi", f"glue:{verb}", arn("glue", f"database/{other}"))
+    for verb in ("StartQueryExecution", "GetQueryResults", "GetWorkGroup", "StopQueryExecution"):
+        assert not allows("taxi", f"athena:{verb}", arn("athena", f"workgroup/slml-{other}"))
+    for kind in names.KINDS:
+        definition = arn("batch", f"job-definition/slml-{other}-{kind}")
+        for given in (share, mine):
+            assert not allows("taxi", "batch:SubmitJob", definition, batch__ShareIdentifier=given)
+    assert not allows("taxi", "batch:SubmitJob", arn("batch", "job-queue/slml-cpu"), batch__ShareIdentifier=share)
+    assert not allows("taxi", "batch:SubmitJob", arn("batch", "job-queue/slml-cpu"))
+    for verb in ("CancelJob", "TerminateJob"):
+        assert not allows("taxi", f"batch:{verb}", arn("batch", "job/1"), aws__Resource_tag_project=other)
+        assert not allows("taxi", f"batch:{verb}", arn("batch", "job/1"))
+    tags = {"aws__Request_tag_project": "taxi", "aws__Resource_tag_project": other}
+    assert not allows("taxi", "batch:TagResource", arn("batch", "job/1"), **tags), "or it could end it afterwards"
+    assert not allows("taxi", "batch:TagResource", arn("batch", "job/1"), aws__Request_tag_project=other)
+    stream = f"log-group:/slml/slml:log-stream:{other}/default/1"
+    assert not allows("taxi", "logs:GetLogEvents", arn("logs", stream))
+    assert not allows("taxi", "scheduler:DeleteSchedule", arn("scheduler", f"schedule/slml/{other}-table"))
+    role = f"arn:aws:iam::{ACCOUNT}:role/slml-{other}"
+    assert not allows("taxi", "iam:PassRole", role, iam__PassedToService="scheduler.amazonaws.com")
+    assert not allows("taxi", "sts:AssumeRole", role)
+
+
+def test_a_role_reaches_nothing_of_the_stack_itself() -> None:
+    role = f"arn:aws:iam::{ACCOUNT}:role/slml-taxi"
+    assert not allows("taxi", "iam:PassRole", role, iam__PassedToService="ec2.amazonaws.com")
+    assert not allows("taxi", "s3:PutObject", f"arn:aws:s3:::{BUCKET}/templates/x.json")
+    for action in ("batch:RegisterJobDefinition", "batch:UpdateJobQueue", "iam:PutRolePolicy", "s3:DeleteBucket"):
+        assert not allows("taxi", action, "*")
+    assert not allows("taxi", "batch:SubmitJob", arn("batch", "job-queue/other-cpu"), batch__ShareIdentifier="taxiXada")
+
+
+def test_a_role_may_call_its_own_mlflow_only() -> None:
+    """The App of another project has another ARN, which this policy does not name."""
+    policy = role("taxi")["MlflowUsetaxi"]["Properties"]["PolicyDocument"]
+    assert [one["Resource"] for one in policy["Statement"]] == [{"Fn::GetAtt": ["Mlflowtaxi", "Arn"]}]
+    assert "mlflow" not in json.dumps(project_policy("taxi")).lower()
+
+
+# Plan, deploy, status, destroy
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    for module in ("changes", "events"):
+        monkeypatch.setattr(f"slml.aws.{module}.PAUSE", 0)
+    cloudformation.install()
+    with mock_aws():
+        yield
+
+
+def nothing(_: str) -> None:
+    pass
+
+
+def test_a_plan_changes_nothing(cloud: None) -> None:
+    found = plan("slml", ["taxi"])
+    assert found.new
+    assert {one.action for one in found.changes} == {"add"}
+    assert str(found).splitlines()[0] == (
+        f"stack slml in {REGION} of account {ACCOUNT} (taxi): {len(found.changes)} to add"
+    )
+    assert boto3.client("s3").list_buckets()["Buckets"] == []
+    with pytest.raises(UsageError, match="There is no stack 'slml'"):
+        stack.status("slml")
+    discard(found)
+    assert boto3.client("cloudformation").describe_stacks()["Stacks"] == []
+
+
+def test_deploy_makes_everything_under_the_names_of_the_convention(cloud: None) -> None:
+    said: list[str] = []
+    found = stack.deploy(plan("slml", ["taxi"], {"MonthlyBudgetUsd": "50"}), said.append)
+    assert said
+    assert found.projects == ("taxi",)
+    assert found.parameters["MonthlyBudgetUsd"] == "50"
+    assert found.settings("taxi") == {
+        "root": f"s3://{BUCKET}/taxi",
+        "project": "taxi",
+        "runner": "batch",
+        "stack": "slml",
+        "catalog_uri": "glue",
+        "tracking_uri": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:mlflow-app/app-slml-taxi",
+    }
+    assert [one["Name"] for one in boto3.client("s3").list_buckets()["Buckets"]] == [BUCKET]
+    assert boto3.client("glue").get_database(Name="taxi")
+    assert boto3.client("athena").get_work_group(WorkGroup="slml-taxi")["WorkGroup"]
+    assert boto3.client("ecr").describe_repositories(repositoryNames=["slml"])["repositories"]
+    queues = boto3.client("batch").describe_job_queues()["jobQueues"]
+    assert {one["jobQueueName"] for one in queues} == {f"slml-{name}" for name in names.QUEUES}
+
+
+def test_another_project_joins_and_the_first_stays(cloud: None) -> None:
+    stack.deploy(plan("slml", ["taxi"], {"MaxVcpus": "8"}), nothing)
+    boto3.client("s3").put_object(Bucket=BUCKET, Key="taxi/x", Body=b"1")
+    added = plan("slml", ["houses"])
+    assert not added.new
+    assert added.projects == ("houses", "taxi")
+    assert {one.name for one in added.changes if one.action == "add"} >= {
+        "Rolehouses",
+        "Databasehouses",
+        "CpuJobhouses",
+    }
+    assert not [one for one in added.changes if one.action in ("remove", "replace")]
+    found = stack.deploy(added, nothing)
+    assert found.projects == ("houses", "taxi")
+    assert found.parameters["MaxVcpus"] == "8"
+    assert boto3.client("s3").get_object(Bucket=BUCKET, Key="taxi/x")["Body"].read() == b"1"
+
+
+def test_the_same_again_is_nothing_to_change(cloud: None) -> None:
+    stack.deploy(plan("slml", ["taxi"]), nothing)
+    again = plan("slml", parameters=dict(stack.status("slml").stack.parameters))
+    assert again.changes == ()
+    assert "nothing to change" in str(again)
+    assert stack.deploy(again, nothing).state == "CREATE_COMPLETE"
+
+
+def test_many_projects_travel_through_the_bucket(cloud: None) -> None:
+    many = [f"project{n}" for n in range(5)]
+    assert len(as_json(template(many))) > INLINE
+    with pytest.raises(UsageError, match="two projects first"):
+        plan("slml", many)
+    stack.deploy(plan("slml", many[:2]), nothing)
+    assert stack.deploy(plan("slml", many), nothing).projects == tuple(many)
+
+
+def test_status_counts_what_waits_and_what_is_paid(cloud: None) -> None:
+    stack.deploy(plan("slml", ["taxi"]), nothing)
+    found = stack.status("slml")
+    assert found.paid == []
+    assert sum(found.waiting.values()) == 0
+    assert set(found.machines) >= {"slml-gpu", "slml-nodes"}
+    assert "nothing but what is stored" in str(found)
+    assert "<th>state</th>" in found._repr_html_()
+
+
+def test_destroy_keeps_the_data_and_a_new_stack_finds_it(cloud: None) -> None:
+    stack.deploy(plan("slml", ["taxi"]), nothing)
+    s3, glue = boto3.client("s3"), boto3.client("glue")
+    s3.put_object(Bucket=BUCKET, Key="taxi/x", Body=b"1")
+    glue.create_table(DatabaseName="taxi", TableInput={"Name": "trips"})
+    said: list[str] = []
+    assert "MLflow of taxi" in str(stack.losses("slml").lost)
+    stack.destroy("slml", say=said.append)
+    assert f"keeps the bucket {BUCKET}, which is not empty" in said
+    assert "keeps the database taxi" in said
+    with pytest.raises(UsageError):
+        stack.status("slml")
+    assert stack.deploy(plan("slml", ["taxi"]), nothing).projects == ("taxi",)
+    assert s3.get_object(Bucket=BUCKET, Key="taxi/x")["Body"].read() == b"1"
+    assert [table["Name"] for table in glue.get_tables(DatabaseName="taxi")["TableList"]] == ["trips"]
+
+
+def test_destroy_with_the_data_leaves_nothing(cloud: None) -> None:
+    stack.deploy(plan("slml", ["taxi"]), nothing)
+    s3 = boto3.client("s3")
+    for text in (b"1", b"2"):
+        s3.put_object(Bucket=BUCKET, Key="taxi/x", Body=text)
+    s3.delete_object(Bucket=BUCKET, Key="taxi/x")
+    assert stack.losses("slml", data=True).kept == ()
+    stack.destroy("slml", data=True, say=nothing)
+    assert s3.list_buckets()["Buckets"] == []
+    assert boto3.client("glue").get_databases()["DatabaseList"] == []
+
+
+def test_destroy_of_a_stack_that_was_never_used_leaves_nothing(cloud: None) -> None:
+    stack.deploy(plan("slml", ["taxi"]), nothing)
+    stack.destroy("slml", say=nothing)
+    assert boto3.client("s3").list_buckets()["Buckets"] == []
+
+
+def test_a_database_of_somebody_else_is_not_touched(cloud: None) -> None:
+    boto3.client("glue").create_database(DatabaseInput={"Name": "taxi", "LocationUri": "s3://payroll/"})
+    with pytest.raises(CloudError, match="not of this stack"):
+        plan("slml", ["taxi"])
+
+
+# What goes wrong
+
+
+def test_without_login_or_region_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UsageError, match="No region"):
+        plan("slml", ["taxi"])
+    with pytest.raises(UsageError, match="who you are"):
+        plan("slml", ["taxi"], region=REGION)
+
+
+def test_slips_are_told_before_anything_is_asked() -> None:
+    with pytest.raises(UsageError, match="did you mean 'MaxVcpus'"):
+        plan("slml", ["taxi"], {"MaxVcpu": "8"})
+    with pytest.raises(SettingsError, match="no stack can be called"):
+        plan("Slml", ["taxi"])
+
+
+def test_a_stack_that_was_never_made_has_to_be_removed_first(cloud: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack.deploy(plan("slml", ["taxi"]), nothing)
+    from moto.cloudformation.models import cloudformation_backends
+
+    made = next(iter(cloudformation_backends[ACCOUNT][REGION].stacks.values()))
+    for state, words in (("ROLLBACK_COMPLETE", "slml aws destroy"), ("UPDATE_IN_PROGRESS", "wait for it")):
+        made.status = state
+        with pytest.raises(CloudError, match=words):
+            plan("slml", ["taxi"])
+
+
+def test_the_first_failure_is_told_and_not_its_echo(cloud: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def event(name: str, state: str, why: str = "", type: str = "AWS::S3::Bucket") -> dict[str, object]:
+        return {"LogicalResourceId": name, "ResourceType": type, "ResourceStatus": state, "ResourceStatusReason": why}
+
+    whole = [event("slml", state, type=events.STACK) for state in ("CREATE_IN_PROGRESS", "DELETE_COMPLETE")]
+    failed = [
+        event("Gpu", "CREATE_FAILED", "Resource creation cancelled"),
+        event("Role", "CREATE_FAILED", "ada is not authorized to perform: iam:CreateRole on resource: slml-taxi"),
+        event("Bucket", "CREATE_FAILED", "something later"),
+    ]
+    with pytest.raises(CloudError, match=r"Role \(AWS::S3::Bucket\) failed") as told:
+        events.check_events("slml", [whole[0], *failed, whole[1]])
+    assert "get the right iam:CreateRole" in str(told.value)
+
+
+def test_a_plan_shows_the_gravest_first() -> None:
+    account = Account(ACCOUNT, REGION, "arn:aws:iam::1:user/ada", None)
+    lines = (Change("replace", "Bucket", "AWS::S3::Bucket"), Change("add", "<Topic>", "AWS::SNS::Topic"))
+    found = Plan("slml", account, ("taxi",), lines, "id")
+    assert str(found).splitlines()[1].startswith("±")
+    assert "1 to replace, 1 to add" in found.title
+    assert "&lt;Topic&gt;" in found._repr_html_()
+    assert "<Topic>" in found.__rich__().plain
+
+
+def test_the_profile_is_written_beside_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "slml.toml").write_text(
+        "# ours\n[default]\ncores = 2\n\n[batch]\nroot = 'old'\n\n# theirs\n[hpc]\ncores = 9\n"
+    )
+    path = write_profile(tmp_path, "batch", {"root": "s3://b/taxi", "runner": "batch"})
+    text = path.read_text()
+    assert "# ours" in text
+    assert "# theirs" in text
+    assert tomllib.loads(text) == {
+        "default": {"cores": 2}, "batch": {"root": "s3://b/taxi", "runner": "batch"}, "hpc": {"cores": 9},
+    }  # fmt: skip
