@@ -170,7 +170,7 @@ def test_a_pipeline_is_the_sum_of_its_jobs() -> None:
     both = together([known, new.times(2)])
     assert both.usd == pytest.approx(1.4 + 2 * 1.4 * 3570 / 3600)
     assert both.jobs == 3
-    assert "3 jobs, of which 2 never ran" in str(both)
+    assert "2 of them without an earlier run" in str(both)
     assert both.where == known.where
 
 
@@ -536,7 +536,7 @@ def test_a_refresh_reads_what_it_knows_and_marks_it(aws: type[Pricing], workspac
     assert usd["cloudwatch", "logs gib"] == (0.63, False)  # not told: as it was
     assert book.price("fargate", "vcpu-hour").date == "2026-11-24"
     assert PriceBook.load(workspace, "us-east-1").price("fargate", "vcpu-hour").usd == 0.04048
-    assert "not verified" in str(done)
+    assert "Not verified" in str(done)
     assert "fargate-spot vcpu-hour" in done.unverified
     filters = [{f["Field"]: f["Value"] for f in asked["Filters"]} for asked in aws.seen]
     assert all(found["regionCode"] == "eu-central-1" for found in filters)

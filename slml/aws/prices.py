@@ -168,11 +168,9 @@ class Refreshed:
     unverified: tuple[str, ...]  # prices of the region that nobody has checked
 
     def __str__(self) -> str:
-        done = (
-            f"{self.found} prices of {self.book.region} read, {self.changed} of them new or changed; {self.book.place}"
-        )
+        done = f"Prices of {self.book.region} read: {self.found}, new or changed: {self.changed}. {self.book.place}"
         rest = ", ".join(self.unverified[:6]) + (", ..." if len(self.unverified) > 6 else "")
-        return f"{done}\n{len(self.unverified)} not verified: {rest}" if rest else done
+        return f"{done}\nNot verified: {len(self.unverified)} ({rest})" if rest else done
 
 
 def merge(book: PriceBook, found: Iterable[Price]) -> Refreshed:

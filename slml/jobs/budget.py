@@ -121,7 +121,7 @@ def check_budget(
     )
     raise BudgetError(
         f"The project {workspace.project} would spend more than its budget.",
-        expected=f"at most {money(max(stands.left, 0.0))}: {stands}",
+        expected=f"at most {money(max(stands.left, 0.0))}; {stands}",
         came=str(expected),
         todo=f"ask for less, wait for the next month, or have the budget raised: slml cost budget USD.{guess}",
     )

@@ -92,8 +92,12 @@ def rate_of(
     "What a job costs while it runs. Raises `UsageError` where a price is missing."
     if runner == "kubernetes" and book.find("kubernetes", "vcpu-hour"):
         return kubernetes_rate(needs, book)
-    rate = aws_rate(needs, book)
-    return rate if runner == "batch" else replace(rate, hypothetical=True)
+    if runner == "batch":
+        return aws_rate(needs, book)
+    try:
+        return replace(aws_rate(needs, book), hypothetical=True)
+    except SubmissionError:  # a cluster may have larger machines than AWS
+        return Rate("no machine of AWS is large enough", {}, "ec2", hypothetical=True)
 
 
 def kubernetes_rate(needs: Resources, book: PriceBook) -> Rate:
@@ -202,9 +206,7 @@ def _sentence(e: Estimate) -> str:
         limit = f"within the time limit of {e.seconds / 60:,.0f} minutes"
         what = f"no earlier run: at most {money(e.usd)} for {who} {limit}"
     elif e.unknown:
-        what = (
-            f"about {money(e.usd)}{spread} for {who}, of which {e.unknown:,} never ran and count with their time limit"
-        )
+        what = f"about {money(e.usd)}{spread} for {who}, {e.unknown:,} of them without an earlier run, at the limit"
     else:
         earlier = f"as {e.runs} earlier runs took" if e.runs > 1 else "as the one earlier run took"
         what = f"about {money(e.usd)}{spread} for {who} of {e.seconds:,.0f} s, {earlier}"
@@ -416,6 +418,7 @@ def _plot(costs: Costs, ax: "Axes | None") -> "Axes":
         ax.bar(places, heights, 0.6, bottom=bottom, label=job)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     if days:
+        ax.set_ylim(0, 1.1 * max(bottom) or None)
         locator = AutoDateLocator(minticks=1, maxticks=8)
         ax.xaxis.set_major_locator(locator)
         ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))

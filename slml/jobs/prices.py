@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from ..errors import SettingsError, UsageError, closest
+from ..errors import SettingsError, SubmissionError, UsageError, closest
 from ..storage import exists, read_text, write_text
 from ..workspace import Workspace
 
@@ -293,12 +293,12 @@ def holding(
     gpus: int,
     families: Collection[str] = (),  # preferred; any where none of these is large enough
 ) -> list[Machine]:
-    "The machines that hold so much. Raises `UsageError` where there are none."
+    "The machines that hold so much. Raises `SubmissionError` where there are none."
     fits = [m for m in MACHINES if m.cores >= cores and m.gpus >= gpus and m.gib * USABLE >= gib]
     if not fits:
         most = f"{max(m.cores for m in MACHINES)} cores, {max(m.gib for m in MACHINES)} GiB, 8 GPUs"
         asked = f"{cores} cores, {gib:g} GiB, {gpus} GPUs"
-        raise UsageError(f"No machine has {asked}.", expected=f"at most {most}", todo="ask for more nodes instead.")
+        raise SubmissionError(f"No machine has {asked}.", expected=f"at most {most}", todo="ask for more nodes.")
     return [m for m in fits if m.name.partition(".")[0] in families] or fits
 
 
