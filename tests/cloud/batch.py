@@ -133,6 +133,7 @@ class Node(threading.Thread):
                 [str(part) for part in self.spec.get("command") or []],
                 environment=self.environment,
                 network_mode="host",
+                hostname=f"ip-{self.task[:12]}",  # as on AWS, each task is a host of its own
                 mem_limit=f"{int(needs(self.spec, 'MEMORY') or 2048)}m",
                 shm_size=f"{(self.spec.get('linuxParameters') or {}).get('sharedMemorySize', 64)}m",
                 user=self.spec.get("user") or None,
@@ -446,6 +447,13 @@ class Job(threading.Thread):
             found["container"] = {**self.specs()[0], **streams, **last}
         return found
 
+    def describe_node(self, n: int) -> dict:
+        node = self.nodes[n]
+        container = {**node.spec, "logStreamName": node.stream}
+        container |= {"exitCode": node.exit_code} if node.exit_code is not None else {}
+        container |= {"reason": node.reason} if node.reason else {}
+        return {**self.describe_short(), "jobId": f"{self.job_id}#{n}", "container": container, "attempts": []}
+
 
 def _range(text: str, count: int) -> range:
     "The nodes that '0:', ':1', '1:3' or '2' names."
@@ -500,6 +508,20 @@ def _find(response: BatchResponse) -> Job:
     return job
 
 
+def describe(response: BatchResponse) -> str:
+    "DescribeJobs, at most 100; ID#2 is node 2 of a job of several nodes."
+    ids = response._get_param("jobs") or []
+    if len(ids) > 100:
+        raise ClientException("At most 100 jobs can be described at a time")
+    found = []
+    for id in ids:
+        job, _, node = id.rpartition("/")[2].partition("#")
+        job = response.batch_backend.get_job_by_id(job)
+        if job and (not node or int(node) < len(job.nodes)):
+            found.append(job.describe_node(int(node)) if node else job.describe())
+    return json.dumps({"jobs": found})
+
+
 def snapshot(response: BatchResponse) -> str:
     "GetJobQueueSnapshot: what waits at the front of a queue."
     queue = response.batch_backend.get_job_queue(response._get_param("jobQueue"))
@@ -512,6 +534,6 @@ def snapshot(response: BatchResponse) -> str:
 
 def install() -> None:
     "Put all this in the place of moto's."
-    BatchResponse.submitjob, BatchResponse.canceljob = submit, cancel
+    BatchResponse.submitjob, BatchResponse.describejobs, BatchResponse.canceljob = submit, describe, cancel
     BatchResponse.terminatejob, BatchResponse.getjobqueuesnapshot = terminate, snapshot
     urls.url_paths["{0}/v1/getjobqueuesnapshot"] = BatchResponse.dispatch

@@ -182,9 +182,9 @@ def statements(role: str) -> list[dict]:
     "All statements of a role's policies."
     backend = iam_backends[ACCOUNT]["aws"]
     documents = [backend.get_role_policy(role, name)[1] for name in backend.list_role_policies(role)]
-    documents = [document if isinstance(document, str) else document["policy_document"] for document in documents]
     documents += [policy.document for policy in backend.list_attached_role_policies(role)[0] if policy.document]
-    return [one for text in documents for one in _listed(json.loads(text)["Statement"])]
+    read = [json.loads(one) if isinstance(one, str) else one for one in documents]
+    return [one for document in read for one in _listed(document["Statement"])]
 
 
 def _listed(value: object) -> list:
