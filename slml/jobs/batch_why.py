@@ -297,11 +297,11 @@ def _sentence(text: str) -> str:
 # %% ../../nbs/jobs/batch_why.ipynb #745616c2
 def _running(run: Run, facts: Facts) -> Reason:
     job, (done, cells) = facts.job, facts.cells
-    tries = max(run.attempt, len(job.get("attempts") or ()), 1)
+    before = [text for attempt in job.get("attempts") or () if (text := attempt.get("statusReason"))]  # that ended
+    tries = max(run.attempt, len(before) + 1)
     long = since(job.get("startedAt"), facts.now)
     far = f"; {done} of {cells} cells are done" if cells else ""
-    before = [text for attempt in job.get("attempts") or () if (text := attempt.get("statusReason"))]
-    again = f" The attempt before was ended: {before[-1]}" if tries > 1 and before else ""
+    again = f" The attempt before was ended: {before[-1]}" if before else ""
     return Reason("RUNNING", f"It runs{long}{f', attempt {tries}' if tries > 1 else ''}{far}.{again}")
 
 # %% ../../nbs/jobs/batch_why.ipynb #6c951c8b
