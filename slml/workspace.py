@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     runner: str = Field("local", description="what executes jobs")
     cores: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="cores to use at most")
     memory: str = Field("4GB", description="memory of a query before it spills to disk")
+    warm: bool = Field(True, description="whether kernels and jobs of this machine start as copies of a warm process")
     stack: str = Field("slml", description="the stack in the cloud, or the namespace in Kubernetes")
     image: str = Field("", description="container image of jobs; empty: the stack's own")
     catalog_uri: str = Field(default_factory=lambda data: _database("catalog", data), description="Iceberg catalog")

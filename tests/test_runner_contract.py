@@ -15,6 +15,7 @@ from slml.errors import ParameterError, SettingsError, UsageError
 from slml.jobs.job import Job, job
 from slml.jobs.local import LocalRunner
 from slml.jobs.resources import Resources
+from slml.jobs.run import load_run
 from slml.jobs.runner import Runner, open_runner
 from slml.workspace import Workspace
 
@@ -113,7 +114,7 @@ def test_a_process_that_is_killed_has_failed(runner: Runner, sleeper: Job) -> No
     id = runner.submit(sleeper)
     until(lambda: "pid" in runner.logs(id))
     kernel = psutil.Process(int(runner.logs(id).split("pid")[1].split()[0]))
-    os.kill(kernel.ppid(), 9)
+    os.kill(load_run(runner.workspace, id).pid, 9)
     run = runner.wait(id)
     assert run.status == "failed"
     assert "without a word" in run.error.message
@@ -162,8 +163,7 @@ def test_the_time_limit_ends_a_job_and_keeps_what_it_had(runner: Runner, sleeper
     limited = replace(sleeper, resources=replace(sleeper.resources, minutes=1))
     id = runner.submit(limited)
     until(lambda: "pid" in runner.logs(id))
-    kernel = psutil.Process(int(runner.logs(id).split("pid")[1].split()[0]))
-    os.kill(kernel.ppid(), signal.SIGALRM)  # as the clock does when the minute is over
+    os.kill(load_run(runner.workspace, id).pid, signal.SIGALRM)  # as the clock does when the minute is over
     run = runner.wait(id)
     assert (run.status, run.error.type) == ("failed", "TimedOut")
     assert "1 minutes" in run.error.message

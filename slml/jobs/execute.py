@@ -49,12 +49,13 @@ def executed(
 ) -> Run:  # ended, and stored
     "Execute a run and complete its record."
     begin = time.perf_counter()
-    with kernels(kernel_environment(run, workspace)) as kernel:
+    warm = workspace.warm and run.runner == "local" and run.resources.ranks == 1
+    with kernels(kernel_environment(run, workspace), warm) as kernel:
         status, failure = outcome(run, kernel, came)
     if status == "done":
         remove(checkpoints(run, workspace))
     seconds = round(time.perf_counter() - begin, 3)
-    run = replace(run, **recorded(run), status=status, error=failure, peak_memory=peak_memory())
+    run = replace(run, **recorded(run), status=status, error=failure, peak_memory=peak_memory(kernel))
     return save_run(replace(run, seconds=seconds, spent=round(run.spent + seconds, 3)))
 
 # %% ../../nbs/jobs/execute.ipynb #4a05a6be

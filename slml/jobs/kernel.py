@@ -23,10 +23,13 @@ STOP = 20.0  # seconds to write a checkpoint in; a container that is told to sto
 @contextmanager
 def kernels(
     environment: Mapping[str, str],  # variables to add for the kernel
+    warm: bool = False,  # whether it may be a copy of the warm process
 ) -> Iterator[type]:  # a kernel manager for jupyter_client, with the processes that it started
     "Kernels of this very interpreter, whatever is installed on the machine."
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+
+    from slml.jobs.warm_kernel import warm_provisioner
 
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     with tempfile.TemporaryDirectory(prefix="slml-", ignore_cleanup_errors=True) as sockets:
@@ -38,6 +41,7 @@ def kernels(
 
             async def start_kernel(self, *arguments: object, **options: object) -> None:
                 self.transport, self.connection_file = "ipc", f"{sockets}/kernel.json"
+                self.provisioner = warm_provisioner(self) if warm else None
                 await super().start_kernel(*arguments, **options)
                 self.processes.append(self.provisioner.process)
 

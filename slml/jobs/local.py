@@ -25,6 +25,7 @@ from .kernel import STOP, settings
 from .run import Failure, Reason, Run, load_run, read_run, save_run
 from .runner import prepare
 from .track import Tracker
+from .warm import Forked, launch
 from ..storage import copy_file, exists, read_text
 from ..workspace import Workspace
 
@@ -39,22 +40,21 @@ def log_file(run: Run) -> Path:
 def start(
     run: Run,
     workspace: Workspace,
-) -> subprocess.Popen:
-    "Start the process that executes a run."
+) -> subprocess.Popen | Forked:
+    "Start the process that executes a run, warm where that is possible."
     command = [*launch_command(run.folder, run.resources, os.environ), "--attached"]
     environment = {**os.environ, **settings(workspace)}
     place = log_file(run)
     place.parent.mkdir(mode=0o700, exist_ok=True)
     with place.open("ab") as log:
-        streams = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
-        return subprocess.Popen(command, cwd=run.cwd, env=environment, start_new_session=True, **streams)
+        return launch(command, run.cwd, environment, log.fileno(), workspace.warm and run.resources.ranks == 1)
 
 # %% ../../nbs/jobs/local.ipynb #98eb092e
 GRACE = STOP + 10  # seconds to shut a kernel down and write the record, before a job is killed
 
 
 def stop(
-    process: subprocess.Popen,
+    process: subprocess.Popen | Forked,
 ) -> None:
     "End a job's process: asked first, killed after `GRACE` seconds. Its kernel ends with it."
     with suppress(ProcessLookupError):
@@ -143,7 +143,7 @@ class LocalRunner:
         self._free = workspace.cores  # guarded, as all below, by the condition
         self._changed = Condition()
         self._threads: dict[str, Thread] = {}
-        self._processes: dict[str, subprocess.Popen] = {}
+        self._processes: dict[str, subprocess.Popen | Forked] = {}
         self._cancelled: set[str] = set()
         self._ended: dict[str, Run] = {}
         self._tracker = Tracker(workspace)
@@ -192,7 +192,7 @@ class LocalRunner:
             self._changed.wait_for(lambda: id in self._ended or id not in self._threads or run.id in self._cancelled)
         return self._ended.get(id) or load_run(self.workspace, id)
 
-    def _process(self, run: Run) -> subprocess.Popen | None:
+    def _process(self, run: Run) -> subprocess.Popen | Forked | None:
         "The process of a run, once there are cores for it; none where it was cancelled or cannot be started."
         with self._changed:
             self._changed.wait_for(lambda: self._free >= self._cores(run) or run.id in self._cancelled)

@@ -20,6 +20,7 @@ from .. import errors
 from ..errors import SlmlError
 from .run import Failure, Run
 from .signals import Interruption, interrupted
+from .warm import Forked
 from ..storage import open_atomic, read_text
 
 # %% ../../nbs/jobs/outcome.ipynb #cf555b68
@@ -118,10 +119,13 @@ def memory_limit() -> int:
     return 0
 
 
-def peak_memory() -> int:
-    "The most bytes that any process started by this one has had."
+def peak_memory(
+    kernel: type,  # from `kernels`
+) -> int:
+    "The most bytes that any process started by this one, or a kernel that was forked for it, has had."
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    forked = [process.peak_memory for process in kernel.processes if isinstance(process, Forked)]
+    return max([resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit, *forked])
 
 # %% ../../nbs/jobs/outcome.ipynb #e9247a54
 def kernel_death(
@@ -161,7 +165,7 @@ def outcome(
     except DeadKernelError:
         mark_last_cell(run.executed)
         code = kernel.processes[-1].poll() if kernel.processes else None
-        cell, memory = failing_cell(run.executed), (peak_memory(), memory_limit())
+        cell, memory = failing_cell(run.executed), (peak_memory(kernel), memory_limit())
         return "failed", kernel_death(code, cell, oom_kills() > killed, *memory)
     except KeyboardInterrupt:
         mark_last_cell(run.executed)
