@@ -45,7 +45,7 @@ def archived(
             archive.writestr(info, content)
     return packed.getvalue()
 
-
+# %% ../../nbs/aws/image.ipynb #1038f089
 def wheel() -> tuple[str, bytes]:  # file name, content
     "The slml that runs here, as a wheel."
     known, package = metadata.distribution("slml"), Path(slml.__file__).parent
@@ -81,7 +81,7 @@ def constraints() -> str:  # one "name==version" a line
             found.setdefault(known.name.lower(), known.version.partition("+")[0])  # 2.13.0+cpu: the variant decides
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 
-
+# %% ../../nbs/aws/image.ipynb #d8a7bd9a
 EXTRAS = ("aws", "gcp", "azure")  # a job may be anywhere; the Kubernetes client is for those who submit
 
 
@@ -143,7 +143,7 @@ def find_tool() -> str:  # docker, podman, or "" where there is neither
             return tool
     return ""
 
-
+# %% ../../nbs/aws/image.ipynb #92628fe3
 def perform(
     command: Sequence[str],
     echo: Callable[[str], None] = print,  # is given each line as it comes
@@ -184,7 +184,7 @@ def build_options(
     pairs = [word for name, value in sorted(told.items()) for word in ("--build-arg", f"{name}={value}")]
     return ["--platform", PLATFORM, "--target", "job", *pairs]
 
-
+# %% ../../nbs/aws/image.ipynb #52fc1354
 def build_here(
     tool: str,  # docker or podman
     reference: str,  # what to call it
@@ -198,7 +198,7 @@ def build_here(
             Path(folder, name).write_bytes(content)
         perform([tool, "build", *options, "--tag", reference, folder], echo)
 
-# %% ../../nbs/aws/image.ipynb #52fc1354
+# %% ../../nbs/aws/image.ipynb #2e29909b
 @contextmanager
 def _asking(what: str) -> Iterator[None]:
     "What AWS refuses, as `CloudError`."
@@ -224,7 +224,7 @@ def repository(
         found = boto3.client("ecr").describe_repositories(repositoryNames=[names.repository(stack)])
     return found["repositories"][0]["repositoryUri"]
 
-
+# %% ../../nbs/aws/image.ipynb #0cebc9c6
 def log_in(
     tool: str,  # docker or podman
     registry: str,  # 123456789012.dkr.ecr.eu-west-1.amazonaws.com
@@ -238,7 +238,7 @@ def log_in(
     user, _, password = base64.b64decode(token).decode().partition(":")
     perform([tool, "login", "--username", user, "--password-stdin", registry], echo, password)
 
-
+# %% ../../nbs/aws/image.ipynb #31fa35ed
 def push_from_here(
     tool: str,  # docker or podman
     reference: str,
@@ -255,7 +255,7 @@ def push_from_here(
         raise CloudError(f"{tool} did not say what it pushed to {reference}.", came=text[-500:], todo="push again.")
     return found[-1]
 
-# %% ../../nbs/aws/image.ipynb #2e29909b
+# %% ../../nbs/aws/image.ipynb #e8cc10c0
 def builder(stack: str) -> str:
     "The CodeBuild project of a stack."
     return f"{stack}-image"
@@ -264,13 +264,14 @@ def builder(stack: str) -> str:
 RECIPE = """version: 0.2
 phases:
   build:
+    on-failure: ABORT
     commands:
       - aws ecr get-login-password | docker login --username AWS --password-stdin "${REFERENCE%%/*}"
       - docker build $OPTIONS --tag "$REFERENCE" .
       - docker push "$REFERENCE"
 """
 
-
+# %% ../../nbs/aws/image.ipynb #0e6f7597
 def build_there(
     workspace: Workspace,
     reference: str,
@@ -301,7 +302,7 @@ def build_there(
         }
         return boto3.client("ecr").describe_images(**image)["imageDetails"][0]["imageDigest"]
 
-# %% ../../nbs/aws/image.ipynb #0cebc9c6
+# %% ../../nbs/aws/image.ipynb #9c2afb66
 PAUSE = 5.0  # seconds between two looks at a build
 
 
@@ -323,7 +324,7 @@ def _follow(id: str, echo: Callable[[str], None]) -> None:
         link = build.get("logs", {}).get("deepLink", id)
         raise CloudError(f"The build ended as {build['buildStatus']}.", came="; ".join(said), todo=f"look at {link}")
 
-
+# %% ../../nbs/aws/image.ipynb #8ccfe4fa
 def _show_log(place: Mapping[str, str], token: str, echo: Callable[[str], None]) -> str:
     "Show what came to a log since a token; returns the next one."
     import boto3
