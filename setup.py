@@ -30,8 +30,13 @@ setup(
     packages=find_packages(include=["slml", "slml.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={name.removesuffix("_requirements"): lines(name) for name in settings if name.endswith("_requirements")},
-    entry_points={"console_scripts": ["slml = slml.cli:main"]},
+    extras_require={
+        name.removesuffix("_requirements"): lines(name) for name in settings if name.endswith("_requirements")
+    },
+    entry_points={
+        "console_scripts": ["slml = slml.cli:main"],
+        "papermill.engine": ["slml = slml.jobs.warm_kernel:SlmlEngine"],
+    },
     package_data={"slml.aws": ["Dockerfile"]},
     zip_safe=False,
 )
