@@ -18,7 +18,8 @@ from kubernetes import client
 
 from slml.errors import CloudError, SubmissionError
 from slml.jobs.job import Job, job
-from slml.jobs.kubernetes import KubernetesRunner, failure_of, no_image, reason, said, state_of
+from slml.jobs.kubernetes import KubernetesRunner
+from slml.jobs.kubernetes_why import failure_of, no_image, reason, said, state_of
 from slml.jobs.manifest import manifest, service, waiter
 from slml.jobs.resources import Resources
 from slml.jobs.run import Run
@@ -129,7 +130,7 @@ def test_each_state_has_a_sentence():
     for pods, events, words in [
         ([pod(conditions=[unschedulable])], [], "0/3 nodes"),
         ([pod(**container(waiting={"reason": "ImagePullBackOff", "message": "no such tag"}))], [], "no such tag"),
-        ([pod(**container(waiting={"reason": "ContainerCreating"}))], [], "fetches the image"),
+        ([pod(**container(waiting={"reason": "ContainerCreating"}))], [], "fetches its image"),
         ([], [quota], "quota"),
         ([], [account], "account"),
     ]:
@@ -283,7 +284,7 @@ def test_an_image_that_is_not_there(runner, cluster, monkeypatch):
     missing = KubernetesRunner(runner.workspace.model_copy(update={"image": "missing"}))
     id = missing.submit(job(notebook("one", "", "1"), {}))
     until(lambda: "could not be fetched" in missing.why(id).why)
-    monkeypatch.setattr("slml.jobs.kubernetes.FETCHING", 0)
+    monkeypatch.setattr("slml.jobs.kubernetes.no_image", lambda pods: bool(pods))
     run = missing.wait(id)
     assert (run.status, run.error.type) == ("failed", "ImageNotFound")
     until(lambda: not cluster.jobs)
