@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import boto3
 import pytest
+from botocore.validate import ParamValidator
 from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from cloud import cloudformation
 from moto import mock_aws
 
-from slml.aws import events, stack
+from slml.aws import events, schedule, stack
 from slml.aws.account import Account
 from slml.aws.changes import Change, Plan, discard, plan
 from slml.aws.parts import UNTAGGED
@@ -23,6 +25,8 @@ from slml.aws.roles import project_policy, role
 from slml.aws.template import INLINE, PARAMETERS, as_json, as_yaml, template
 from slml.errors import CloudError, SettingsError, UsageError
 from slml.jobs import names
+from slml.jobs.code import pack
+from slml.workspace import Workspace
 
 REGION, ACCOUNT = "eu-central-1", "123456789012"
 BUCKET = f"slml-{ACCOUNT}-{REGION}"
@@ -326,9 +330,9 @@ def test_the_same_again_is_nothing_to_change(cloud: None) -> None:
 def test_many_projects_travel_through_the_bucket(cloud: None) -> None:
     many = [f"project{n}" for n in range(5)]
     assert len(as_json(template(many))) > INLINE
-    with pytest.raises(UsageError, match="two projects first"):
+    with pytest.raises(UsageError, match="one project first"):
         plan("slml", many)
-    stack.deploy(plan("slml", many[:2]), nothing)
+    stack.deploy(plan("slml", many[:1]), nothing)
     assert stack.deploy(plan("slml", many), nothing).projects == tuple(many)
 
 
@@ -381,6 +385,96 @@ def test_a_database_of_somebody_else_is_not_touched(cloud: None) -> None:
     boto3.client("glue").create_database(DatabaseInput={"Name": "taxi", "LocationUri": "s3://payroll/"})
     with pytest.raises(CloudError, match="not of this stack"):
         plan("slml", ["taxi"])
+
+
+# Schedules
+
+
+@pytest.fixture
+def project(cloud: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workspace:
+    """A folder with a pipeline, in the workspace of a deployed stack."""
+    stack.deploy(plan("slml", ["taxi", "houses"]), nothing)
+    (tmp_path / "slml.toml").touch()
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines/table.yaml").write_text("steps: {}\n")
+    monkeypatch.chdir(tmp_path)
+    return Workspace(**stack.status("slml").stack.settings("taxi"), user="ada")
+
+
+def shipped(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto answers boto3 in this process, and s3fs does not ask boto3: the archive is put where a bucket would be."""
+    monkeypatch.setattr(schedule, "ship", lambda folder, workspace: workspace.uri("code", "1.tar.gz"))
+
+
+def test_a_schedule_is_made_changed_listed_and_removed(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped(project, monkeypatch)
+    made = schedule.schedule("pipelines/table.yaml", "0 3 * * *", project, {"table": "trips"}, "Europe/Berlin")
+    assert (made.name, made.when) == ("taxi-table", "cron(0 3 * * ? *)")
+    schedule.schedule("pipelines/table.yaml", "rate(1 day)", project)
+    assert [(one.name, one.when) for one in schedule.list_schedules(project)] == [("taxi-table", "rate(1 day)")]
+    assert schedule.unschedule("pipelines/table.yaml", project) == "taxi-table"
+    assert schedule.list_schedules(project) == []
+    with pytest.raises(UsageError, match="There is no schedule 'taxi-table'"):
+        schedule.unschedule("table", project)
+
+
+def test_a_project_sees_its_own_schedules_only(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped(project, monkeypatch)
+    other = Workspace(**stack.status("slml").stack.settings("houses"), user="ben")
+    schedule.schedule("pipelines/table.yaml", "rate(1 day)", project)
+    schedule.schedule("pipelines/table.yaml", "rate(1 day)", other)
+    assert [one.name for one in schedule.list_schedules(other)] == ["houses-table"]
+
+
+def test_what_a_schedule_submits_is_what_batch_takes_and_the_role_may(
+    project: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped(project, monkeypatch)
+    schedule.schedule("pipelines/table.yaml", "0 3 * * *", project, {"table": "trips"})
+    found = boto3.client("scheduler").get_schedule(GroupName="slml", Name="taxi-table")
+    asked = cloudformation.camel(json.loads(found["Target"]["Input"]))
+    batch = boto3.client("batch")
+    shape = batch.meta.service_model.operation_model("SubmitJob").input_shape
+    assert ParamValidator().validate(asked, shape).generate_report() == ""
+    assert asked["containerOverrides"]["command"] == [
+        "python", "-m", "slml.aws.schedule",
+        "pipeline", "run", "pipelines/table.yaml", "--on", "batch", "--no-wait", "-p", "table=trips",
+    ]  # fmt: skip
+    told = {one["name"]: one["value"] for one in asked["containerOverrides"]["environment"]}
+    assert told["SLML_ROOT"] == f"s3://{BUCKET}/taxi"
+    assert told["SLML_ARCHIVE"] == f"s3://{BUCKET}/taxi/code/1.tar.gz"
+    assert found["Target"]["RoleArn"] == f"arn:aws:iam::{ACCOUNT}:role/slml-taxi"
+    for what in (f"job-queue/{asked['jobQueue']}", f"job-definition/{asked['jobDefinition']}"):
+        assert allows("taxi", "batch:SubmitJob", arn("batch", what), batch__ShareIdentifier=asked["shareIdentifier"])
+    role = found["Target"]["RoleArn"]
+    assert allows("taxi", "iam:PassRole", role, iam__PassedToService="scheduler.amazonaws.com")
+
+
+def test_a_pipeline_outside_of_the_project_or_the_cloud_is_not_scheduled(project: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="outside of the project"):
+        schedule.schedule("/etc/hostname", "rate(1 day)", project)
+    with pytest.raises(SettingsError, match="in the cloud"):
+        schedule.schedule("pipelines/table.yaml", "rate(1 day)", Workspace(root=str(tmp_path)))
+    with pytest.raises(UsageError, match="does not say when"):
+        schedule.schedule("pipelines/table.yaml", "nightly", project)
+
+
+def test_a_scheduled_job_runs_slml_in_the_code_that_was_shipped(tmp_path: Path) -> None:
+    """The archive holds a project with settings of its own; `slml runs` is asked inside of it."""
+    folder = tmp_path / "project"
+    (folder / "nbs").mkdir(parents=True)
+    (folder / "slml.toml").write_text("[default]\nproject = 'shipped'\nno_such_setting = 1\n")
+    archive = pack(folder)
+    path = tmp_path / f"{archive.hash}.tar.gz"
+    path.write_bytes(archive.content)
+    told = {"SLML_ARCHIVE": str(path), "SLML_CWD": "nbs"}
+    done = subprocess.run(
+        [sys.executable, "-m", "slml.aws.schedule", "runs"],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, env={**os.environ, **told},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout.startswith("slml runs")
+    assert "no_such_setting" in done.stderr
 
 
 # What goes wrong

@@ -98,6 +98,11 @@ class Account:
         return self.session.client(service, config=Config(retries={"mode": "standard", "max_attempts": 6}))
 
     @property
+    def partition(self) -> str:
+        "aws; in a few regions aws-cn or aws-us-gov."
+        return self.who.split(":")[1]
+
+    @property
     def person(self) -> str:
         "The name of who works here: the last part of the ARN."
         return self.who.rsplit("/", 1)[-1]

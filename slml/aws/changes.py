@@ -165,9 +165,10 @@ def _body(text: str, stack: str, account: Account, bucket: bool) -> dict[str, st
     )
     if not bucket:
         raise UsageError(
-            f"With so many projects the template is {len(text.encode()):,} bytes long, and a new stack has no bucket for it.",
+            "With so many projects the template is too long for a new stack, which has no bucket to put it in.",
             expected=f"at most {INLINE:,} bytes",
-            todo="deploy it with two projects first, then again with the others.",
+            came=f"{len(text.encode()):,} bytes",
+            todo="deploy it with one project first, then again with the others.",
         )
     account.client("s3").put_object(Bucket=name, Key=key, Body=text.encode())
     return {"TemplateURL": f"https://{name}.s3.{account.region}.amazonaws.com/{key}"}

@@ -154,7 +154,9 @@ def queues() -> dict[str, object]:  # logical name -> resource
 def _container(project: str, kind: str) -> dict[str, object]:
     place = "${AWS::AccountId}.dkr.ecr.${AWS::Region}.${AWS::URLSuffix}"
     log = {"awslogs-group": ref("Log"), "awslogs-region": ref("AWS::Region"), "awslogs-stream-prefix": project}
+    region = [{"Name": name, "Value": ref("AWS::Region")} for name in ("AWS_REGION", "AWS_DEFAULT_REGION")]
     found = {
+        "Environment": region,
         "Image": sub(f"{place}/{names.repository(STACK)}:{names.image_tag(kind)}"),
         "Command": ["python", "-m", "slml.jobs.entry"],
         "JobRoleArn": get(logical("Role", project)),

@@ -11,6 +11,7 @@ Reference and the Batch API reference (docs.aws.amazon.com):
 - DeletionPolicy RetainExceptOnCreate keeps a resource; a change set fills in the outputs of the stack
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from moto.glue.models import glue_backends
 from moto.iam.models import iam_backends
 from moto.scheduler.models import scheduler_backends
 
+YAML = models.Stack.parse_template
 HOME = "moto.cloudformation"  # moto takes the service that a class belongs to from the name of its module
 AS_THEY_ARE = ("Tags", "Parameters", "Options")  # dictionaries whose keys belong to their writer
 
@@ -43,8 +45,8 @@ def service_role(account: str) -> str:
     return backend.create_service_linked_role("batch.amazonaws.com", "", "").arn
 
 
-def compute_environment(cls: Any, name: str, json: Any, account: str, region: str, **_: Any) -> Any:
-    wanted, backend = json["Properties"], batch.batch_backends[account][region]
+def compute_environment(cls: Any, name: str, properties: Any, account: str, region: str, **_: Any) -> Any:
+    wanted, backend = properties["Properties"], batch.batch_backends[account][region]
     resources = camel(wanted["ComputeResources"])
     for key, value in resources.items():  # moto hands on parameters as texts, numbers and lists too
         if key.endswith("vCpus"):
@@ -61,16 +63,16 @@ def compute_environment(cls: Any, name: str, json: Any, account: str, region: st
     )
 
 
-def job_queue(cls: Any, name: str, json: Any, account: str, region: str, **_: Any) -> Any:
-    wanted, backend = json["Properties"], batch.batch_backends[account][region]
+def job_queue(cls: Any, name: str, properties: Any, account: str, region: str, **_: Any) -> Any:
+    wanted, backend = properties["Properties"], batch.batch_backends[account][region]
     return backend.create_job_queue(
         name, wanted["Priority"], wanted.get("SchedulingPolicyArn"), "ENABLED",
         camel(wanted["ComputeEnvironmentOrder"]), wanted.get("Tags"),
     )  # fmt: skip
 
 
-def job_definition(cls: Any, name: str, json: Any, account: str, region: str, **_: Any) -> Any:
-    wanted, backend = camel(json["Properties"]), batch.batch_backends[account][region]
+def job_definition(cls: Any, name: str, properties: Any, account: str, region: str, **_: Any) -> Any:
+    wanted, backend = camel(properties["Properties"]), batch.batch_backends[account][region]
     return backend.register_job_definition(
         name, wanted.get("parameters") or {}, wanted["type"], wanted.get("tags"), wanted.get("retryStrategy"),
         wanted.get("containerProperties"), wanted.get("nodeProperties"), None, wanted.get("timeout"),
@@ -127,8 +129,8 @@ class Made(CloudFormationModel):
         return cls.name_key
 
     @classmethod
-    def create_from_cloudformation_json(cls, name: str, json: Any, account: str, region: str, **_: Any) -> "Made":
-        return cls.make(name, json["Properties"], account, region)
+    def create_from_cloudformation_json(cls, name: str, properties: Any, account: str, region: str, **_: Any) -> "Made":
+        return cls.make(name, properties["Properties"], account, region)
 
     update_from_cloudformation_json = classmethod(unchanged)
 
@@ -186,6 +188,15 @@ class MlflowApp(Made, CloudFormationModel):
         return cls(name, f"arn:aws:sagemaker:{region}:{account}:mlflow-app/app-{name}")
 
 
+def read(change: models.ChangeSet) -> None:
+    """A template that is JSON is read as JSON, which takes moto a second otherwise."""
+    change.template_dict = models.Stack.parse_template(change.template)
+
+
+def read_text(template: str) -> Any:
+    return json.loads(template) if template.startswith("{") else YAML(template)
+
+
 def apply(change: models.ChangeSet) -> None:
     """What a change set does to a stack, outputs and tags included."""
     stack = change.stack
@@ -220,6 +231,8 @@ def install() -> None:
         model.update_from_cloudformation_json = classmethod(update)
         model.delete = remover(kind)
     responses.CloudFormationResponse._validate_different_update = lambda *_: None  # a change set tells it, and fails
+    models.ChangeSet._parse_template = read
+    models.Stack.parse_template = staticmethod(read_text)
     models.ChangeSet.apply = apply
     parsing.ResourceMap.delete = delete
     for cached in (parsing.get_model_list, parsing.get_model_map, parsing.get_name_type_map):
