@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -243,7 +244,10 @@ class Watch:
         "A run as it stands. Raises `UsageError`, `CloudError`."
         run = load_run(self.workspace, id)
         run = replace(run, remote=self._remote(run))
-        return run if final(run) or not run.remote else self._settled(run, self.service.job(run.remote, age))
+        if final(run) or not run.remote:
+            return run
+        self.service.watch(run.remote)
+        return self._settled(run, self.service.job(run.remote, age))
 
     def _remote(self, run: Run) -> str:
         "The id of a run's Batch job; empty where it has none (yet)."
@@ -255,6 +259,7 @@ class Watch:
     def _settled(self, run: Run, job: Mapping) -> Run:
         "A run as it stands; its record is completed where the job could not do so."
         if job.get("status") in OVER:
+            self.service.forget(run.remote)
             run = replace(read_run(run.folder), remote=run.remote)
         now = settle(run, job)
         if now is run or not now.ended:
@@ -274,7 +279,6 @@ class Watch:
         "A run, once it has ended. Raises `CloudError` where AWS is out of reach for too long."
         run, pause, reached = self.run(id), FIRST, time.monotonic()
         while not run.ended:
-            self.service.watch(run.remote)
             time.sleep(pause)
             pause = min(pause * 1.3, SLOWEST)
             try:
@@ -283,16 +287,17 @@ class Watch:
             except (CloudError, StorageError) as error:
                 if not passing(error) or time.monotonic() - reached > PATIENCE:
                     raise
-        self.service.forget(run.remote)
         return run
 
     def _next(self, run: Run, age: float) -> Run:
-        "A run a moment later; as it was while Batch has it, because nothing else is of interest to who waits."
+        "A run a moment later. A container takes a while to go, so the end of the record is the end."
         remote = self._remote(run)
         job = self.service.job(remote, age) if remote else {}
-        if job.get("status") in (*WAITING, "RUNNING"):
+        if job.get("status") in WAITING:
             return replace(run, remote=remote)
         run = self._settled(replace(read_run(run.folder), remote=remote), job)
+        if job.get("status") == "RUNNING" and self.workspace.tracking_uri and not (run.tracking or run.notes):
+            return replace(run, status="running")  # MLflow is told last
         forgotten = not job and run.status == "waiting" and _seconds_since(run.created) > PATIENCE
         return self.close(gone(run)) if forgotten else run
 
@@ -343,14 +348,14 @@ class BatchRunner:
         batch_check.refuse(jobs[0].name, refused(jobs, self.workspace))
         asked, needs = sketch(jobs, self.workspace), jobs[0].resources
         found = self._answers.get(asked["jobQueue"]) or answers(self.service, asked)
-        missing = batch_check.missing(asked, found, self.workspace)
-        batch_check.refuse(jobs[0].name, [*missing, *batch_check.too_much(needs, found)])
+        lacking = (batch_check.too_much(needs, found), batch_check.over_quota(needs, found))
+        batch_check.refuse(jobs[0].name, chain(batch_check.missing(asked, found, self.workspace), *lacking))
         self._answers[asked["jobQueue"]] = found
         return batch_check.unanswered(found)
 
     def status(self, id: str) -> str:
         "waiting, running, done, failed or cancelled."
-        return self.runs.run(id).status
+        return self.runs.run(id, 1).status
 
     def wait(self, id: str) -> Run:
         "The run, once it has ended, however it ended."
