@@ -43,7 +43,9 @@ def start(
 ) -> subprocess.Popen | Forked:
     "Start the process that executes a run, warm where that is possible."
     command = [*launch_command(run.folder, run.resources, os.environ), "--attached"]
-    environment = {**os.environ, **settings(workspace)}
+    threads = max(1, workspace.cores // run.resources.processes)  # torchrun would give each process one
+    environment = {"OMP_NUM_THREADS": str(threads)} if run.resources.ranks > 1 else {}
+    environment |= os.environ | settings(workspace)
     place = log_file(run)
     place.parent.mkdir(mode=0o700, exist_ok=True)
     with place.open("ab") as log:
@@ -90,7 +92,9 @@ def skipped(
     failed: Sequence[Run],  # those before it that were not done
 ) -> Run:
     "The record of a run that cannot begin, because others have not ended well."
-    names = ", ".join(f"{r.job} ({r.id}), which was {r.status}" for r in failed)
+    names = ", ".join(
+        f"{r.job} ({r.id}), which {'failed' if r.status == 'failed' else 'was ' + r.status}" for r in failed
+    )
     return save_run(replace(run, status="cancelled", error=Failure("Skipped", f"it comes after {names}")))
 
 # %% ../../nbs/jobs/local.ipynb #b8d68dc7
@@ -131,8 +135,12 @@ def reason(
         return Reason("running", progress(run))
     if first:
         return Reason("waiting", f"it comes after {', '.join(r.id for r in first)}")
+    if not others:
+        return Reason("waiting", "it is about to begin")
     taken = ", ".join(f"{r.id} ({r.resources.cores})" for r in others)
-    return Reason("waiting", f"the {cores} cores of this workspace are taken by {taken or 'others'}", "wait, or cancel")
+    return Reason(
+        "waiting", f"the cores of this workspace ({cores}) are taken by {taken}", "wait, or cancel one of them"
+    )
 
 # %% ../../nbs/jobs/local.ipynb #467301ff
 class LocalRunner:
