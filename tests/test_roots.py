@@ -1,13 +1,13 @@
 """A root may be a bucket: everything works there as in a folder, and a look at it is always a fresh one."""
 
 import logging
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import pyarrow as pa
@@ -35,9 +35,8 @@ BUCKET = "lake"
 @pytest.fixture(scope="module")
 def aws() -> Iterator[str]:
     """The emulated S3 and Glue, which every library finds by the environment, as on a real account."""
-    from moto.server import ThreadedMotoServer
-
     from cloud import glue
+    from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     glue.install()
@@ -71,7 +70,7 @@ def workspace_at(root: str, folder: Path, catalog: str = "", tracking: str = "")
 
 @pytest.fixture(params=["s3+glue", "s3+sqlite", "memory+sqlite"])
 def workspace(request: pytest.FixtureRequest, tmp_path: Path, tracking_uri: str) -> Workspace:
-    """A project in a bucket, with each kind of catalog; `memory://` stands for the clouds that have no emulator here."""
+    """A project in a bucket, with each kind of catalog; `memory://` stands for clouds without an emulator."""
     place, catalog = request.param.split("+")
     if place == "s3":
         request.getfixturevalue("aws")
@@ -119,7 +118,8 @@ def test_from_a_file_to_a_champion(workspace, tmp_path):
 
     lineage = Lineage(snapshots={"train": kept.ref}, runs={"train": "one"}, seed=0)
     bundle = export(again, encoder, contract, some, workspace.uri("bundles", "one"), lineage=lineage, metrics={})
-    assert Bundle.load(bundle.uri).hash == bundle.hash and bundle.uri.startswith(workspace.root)
+    assert Bundle.load(bundle.uri).hash == bundle.hash
+    assert bundle.uri.startswith(workspace.root)
     register(bundle, "fares", workspace, metrics={"rmse": 1.0}, baselines={"constant": {"rmse": 3.0}})
     promote("fares@1", workspace)
     assert load("fares@champion", workspace).check() <= 1e-5
@@ -136,10 +136,12 @@ def test_versions_come_and_go(workspace):
     third = trips.replace(pa.table({"id": [1], "zone": ["Mall"]}))
     assert trips.expire(keep=1) == [first.id, second.id]
     parquet = [file for file in files_of(workspace) if file.endswith(".parquet")]
-    assert len(parquet) == 1 and third.files[0].endswith(parquet[0])
+    assert len(parquet) == 1
+    assert third.files[0].endswith(parquet[0])
     assert catalog.tables() == ["trips"]
     catalog.drop("trips")
-    assert catalog.tables() == [] and files_of(workspace) == []
+    assert catalog.tables() == []
+    assert files_of(workspace) == []
 
 
 def test_two_writers_of_one_table_lose_nothing(workspace):
@@ -164,7 +166,13 @@ def test_a_write_that_breaks_off_leaves_nothing(workspace):
 
     with pytest.raises(ValueError, match="torn"):
         Catalog(workspace).table("trips").append(pa.RecordBatchReader.from_batches(rows(1).schema, torn()))
-    assert Catalog(workspace).tables() == [] and files_of(workspace) == []
+    assert Catalog(workspace).tables() == []
+    assert files_of(workspace) == []
+
+
+def _half(file: IO) -> None:
+    file.write("ne")
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("place", ["s3", "memory"])
@@ -172,8 +180,7 @@ def test_a_text_appears_whole_or_not_at_all(aws, place, tmp_path):
     uri = f"{place}://{BUCKET}/{tmp_path.name}/run.json"
     write_text(uri, "old")
     with pytest.raises(KeyboardInterrupt), open_atomic(uri, "w") as file:
-        file.write("ne")
-        raise KeyboardInterrupt
+        _half(file)
     assert read_text(uri) == "old"
 
 
@@ -203,7 +210,7 @@ def test_a_query_reads_little_of_a_large_file(aws, tmp_path):
 # Errors say what to do
 
 
-@pytest.mark.parametrize("scheme, extra", [("gs", "gcp"), ("abfs", "azure"), ("s3", "aws")])
+@pytest.mark.parametrize(("scheme", "extra"), [("gs", "gcp"), ("abfs", "azure"), ("s3", "aws")])
 def test_a_cloud_whose_package_is_missing(scheme, extra, monkeypatch):
     for package in ("s3fs", "gcsfs", "adlfs"):
         monkeypatch.setitem(sys.modules, package, None)
@@ -223,7 +230,7 @@ def test_no_such_bucket(aws):
 
 def test_a_catalog_that_cannot_be_asked(aws, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    with pytest.raises(TableError, match="catalog cannot be used.*\n.*region"):
+    with pytest.raises(TableError, match=r"catalog cannot be used.*\n.*region"):
         Catalog(workspace_at(f"s3://{BUCKET}/x", tmp_path, "glue")).tables()
 
 
@@ -247,7 +254,7 @@ def test_trouble_with_a_service_is_known_as_such():
 
 
 @pytest.mark.parametrize(
-    "uri, package",
+    ("uri", "package"),
     [("s3://bucket/taxi", "s3fs"), ("gs://bucket/taxi", "gcsfs"), ("abfs://container/taxi", "adlfs")],
 )
 def test_each_cloud_is_one_more_name(uri, package, monkeypatch):
@@ -256,7 +263,8 @@ def test_each_cloud_is_one_more_name(uri, package, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
     fs, path = filesystem(uri)
-    assert type(fs).__module__.startswith(package) and path.endswith("/taxi")
+    assert type(fs).__module__.startswith(package)
+    assert path.endswith("/taxi")
     assert not fs.dircache.use_listings_cache
     assert Workspace(root=uri, project="taxi").uri("runs", "1") == f"{uri}/runs/1"
 

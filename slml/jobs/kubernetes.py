@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError
 from ..errors import CloudError, SlmlError, StorageError, SubmissionError, UsageError
 from .code import check_inputs, inside, ship
 from .job import Job
-from .kubernetes_why import ended, failure_of, no_image, reason, state_of
+from .kubernetes_why import ended, failure_of, no_image, reason, state_of, waiting
 from .manifest import JOB, manifest, name_of, service, waiter
 from .run import Failure, Reason, Run, load_run, read_run, save_run
 from .runner import Place, prepare
@@ -309,13 +309,13 @@ class KubernetesRunner:
             return replace(run, status="running" if state == "running" else "waiting", error=None), state, pods
         keep_log(run, pods, self.cluster)
         run = read_run(run.folder)  # it may have written its last word since
-        ended = settle(run, state, job, pods)
-        if ended is not run:
-            ended = save_run(ended)
-            ended = Tracker(self.workspace).write(ended) if self.workspace.tracking_uri else ended
+        over = settle(run, state, job, pods)
+        if over is not run:
+            over = save_run(over)
+            over = Tracker(self.workspace).write(over) if self.workspace.tracking_uri else over
         if not fetches:
-            self._end(ended)
-        return ended, state if fetches else "failed", pods
+            self._end(over)
+        return over, state if fetches else "failed", pods
 
     def status(self, id: str) -> str:
         "waiting, running, done, failed or cancelled."
@@ -378,8 +378,10 @@ class KubernetesRunner:
         if final(run):
             return ended(run)
         run, state, pods = self.look(run)
-        events = self.cluster.events(remote_of(run)[0]) if state == "waiting" and not pods else []
-        waits = [each for each in run.after if not load_run(self.workspace, each).ended]
+        name, waits = remote_of(run)[0], [id for id in run.after if not load_run(self.workspace, id).ended]
+        if state == "suspended" and not waits:  # nothing holds it any more but the one that is to wake it
+            return waiting(self.cluster.pods(f"{name}-waits"))
+        events = self.cluster.events(name) if state == "waiting" and not pods else []
         return reason(run, state, pods, events, waits)
 
 # %% ../../nbs/jobs/kubernetes.ipynb #63944aa9

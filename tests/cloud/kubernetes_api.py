@@ -7,7 +7,7 @@ ones. What it does with a Job follows the documentation of Kubernetes (Jobs; Pod
 - an image that is called `missing` stays in ImagePullBackOff
 - Indexed Jobs have a pod for each index; a suspended Job has none
 - a pod that failed is tried again by podFailurePolicy, backoffLimit and backoffLimitPerIndex
-- deleting a Job or a pod sends SIGTERM, and SIGKILL after `terminationGracePeriodSeconds`; what belongs to a Job goes too
+- deleting a Job or a pod sends SIGTERM, and SIGKILL after `terminationGracePeriodSeconds`; what a Job owns goes too
 """
 
 import itertools
@@ -298,6 +298,8 @@ class Handler(BaseHTTPRequestHandler):
                 held = [p for p in pods.values() if all(p.meta["labels"].get(key) == value for key, value in wanted)]
                 return self.answer({"items": [pod.describe() for pod in held]})
             if kind == "pods" and name in pods:
+                if log and not pods[name].process:
+                    return self.refuse(400, f'container "job" in pod "{name}" is waiting to start: ContainerCreating')
                 if log:
                     return self.answer(pods[name].log.read_text())
                 if self.command == "DELETE":
@@ -305,4 +307,4 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer(pods[name].describe())
         return self.refuse(404, f'{kind} "{name}" not found')
 
-    do_GET = do_POST = do_PATCH = do_DELETE = route
+    do_GET = do_POST = do_PATCH = do_DELETE = route  # noqa: N815
