@@ -19,6 +19,7 @@ import pytest
 from slml.jobs import warm
 from slml.jobs.job import job
 from slml.jobs.local import LocalRunner
+from slml.jobs.run import load_run
 from slml.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not warm.POSSIBLE, reason="a fork is safe on Linux only; elsewhere all starts are cold")
@@ -318,15 +319,18 @@ def test_runs_are_warm_and_independent(
 
 
 def test_a_warm_run_is_quicker_than_a_cold_one(workspace: Workspace, tmp_path: Path, heavy: None) -> None:
-    path, seconds = notebook(tmp_path, "1"), {}
-    for kind in (False, True):
-        runner = LocalRunner(workspace.model_copy(update={"warm": kind}))
+    """From the call to the end of the run, without its tracking; the best of two, for a busy machine."""
+    path = notebook(tmp_path, "1")
+    runners = {kind: LocalRunner(workspace.model_copy(update={"warm": kind})) for kind in (False, True)}
+    seconds = {False: [], True: []}
+    for kind in (False, True, True, False):
         begin = time.perf_counter()
-        done = runner.wait(runner.submit(job(path, {})))
-        assert done.status == "done"
-        seconds[kind] = done.seconds
-        assert time.perf_counter() > begin
-    assert seconds[True] < 0.7 * seconds[False]
+        id = runners[kind].submit(job(path, {}))
+        while not load_run(workspace, id).ended:
+            time.sleep(0.02)
+        seconds[kind].append(time.perf_counter() - begin)
+        assert runners[kind].wait(id).status == "done"
+    assert min(seconds[True]) < 0.7 * min(seconds[False]), seconds
 
 
 def test_a_warm_kernel_that_is_killed_is_reported(workspace: Workspace, tmp_path: Path, heavy: None) -> None:
