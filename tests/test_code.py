@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from s3fs import S3FileSystem
 
 from slml.errors import StorageError, SubmissionError
 from slml.jobs.code import check_inputs, inside, pack, ship, unpack
+from slml.jobs.entry import PORT, launch_command
 from slml.jobs.job import Job, job
 from slml.jobs.kernel import settings
 from slml.jobs.resources import Resources
@@ -426,7 +427,7 @@ def test_the_entry_becomes_the_job_and_hears_its_end(project: Path, shipped: Wor
     [line] = (here.run.folder,)
     (tmp_path / "array").write_text(f"nowhere\n{line}\n")
     process = here.start(SLML_RUN=str(tmp_path / "array"), AWS_BATCH_JOB_ARRAY_INDEX="1")
-    wait_for(lambda: "sleep" in executed(here))
+    wait_for(lambda: "sleep" in executed(here), process, here)
     command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
     assert b"slml.jobs.execute" in command, "no process between the service and the job"
     process.send_signal(signal.SIGTERM)
@@ -443,11 +444,34 @@ def executed(here: Container) -> str:
     return "".join(c.source for c in cells if c.metadata.get("papermill", {}).get("start_time"))
 
 
-def wait_for(condition: object, seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, here: Container) -> None:
+    end = time.monotonic() + 60
     while not condition():
+        assert process.poll() is None, here.log
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.1)
+
+
+def test_two_nodes_meet_though_the_main_one_is_not_told_where(tmp_path: Path) -> None:
+    """As AWS Batch starts them: the address of the main node is in the environment of the other one alone."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, torch, torch.distributed as d\nd.init_process_group('gloo')\nt = torch.ones(1)\nd.all_reduce(t)\n"
+        "print(os.environ['RANK'], t.item())\nd.destroy_process_group()\n"
+    )
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    main = {"AWS_BATCH_JOB_NODE_INDEX": "0", "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0"}
+    address = socket.gethostbyname(socket.gethostname())
+    other = {"AWS_BATCH_JOB_NODE_INDEX": "1", "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": address}
+    nodes = []
+    for environ in (main | other, main):
+        command = launch_command("folder", Resources(nodes=2), environ)
+        assert command[-3:] == ["-m", "slml.jobs.execute", "folder"]
+        command = [word.replace(str(PORT), str(port)) for word in command[:-3]]
+        nodes.append(subprocess.Popen([*command, script], stdout=subprocess.PIPE, text=True))
+    assert [node.communicate(timeout=60)[0].strip() for node in nodes] == ["1 2.0", "0 2.0"]
 
 
 def test_several_processes_end_as_one(project: Path, shipped: Workspace, tmp_path: Path) -> None:
@@ -457,7 +481,7 @@ def test_several_processes_end_as_one(project: Path, shipped: Workspace, tmp_pat
     asked = job(path, {}, Resources(processes=2))
     here = container(project, shipped, asked, tmp_path / "container")
     process = here.start()
-    wait_for(lambda: all((tmp_path / rank).exists() for rank in "01"))
+    wait_for(lambda: all((tmp_path / rank).exists() for rank in "01"), process, here)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143, here.log
     assert here.record["status"] != "done"
