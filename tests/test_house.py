@@ -33,7 +33,11 @@ HOMES = {
     "onnxruntime": {"registry", "serving"},
     "typer": {"cli"},
     "ibis": {"tables", "quality", "sampling", "monitoring"},
+    "boto3": {"jobs", "aws"},
+    "kubernetes": {"jobs"},
 }
+# Of a row that has several implementations, the one module that may load what only it needs.
+ALONE = {"boto3": "slml.jobs.batch", "kubernetes": "slml.jobs.kubernetes"}
 
 
 def name_of(path: Path) -> str:
@@ -83,6 +87,8 @@ def test_heavy_packages_stay_at_home(path: Path) -> None:
     tops = {name.split(".")[0] for name in imports(path)}
     for package, homes in HOMES.items():
         assert package not in tops or row in homes, f"{path} imports {package}, which belongs to {homes}"
+    for package, home in ALONE.items():
+        assert row != "jobs" or package not in tops or f"slml.{name_of(path)}" == home, f"{package} belongs to {home}"
 
 
 def notebooks() -> list[Path]:
