@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fsspec import available_protocols
-from fsspec.core import url_to_fs
 
 from ..errors import UsageError
 from .parameters import Value, bind, declared, read_cells
 from .resources import Resources
-from ..storage import content_hash, expand, package_hash, read_text, write_text
+from ..storage import content_hash, expand, filesystem, package_hash, read_text, write_text
 from ..workspace import Workspace
 
 # %% ../../nbs/jobs/job.ipynb #2ffb6ae0
@@ -110,7 +109,7 @@ def file_hashes(
 
 def _tag(uri: str) -> str:
     "What an object's store says of its content."
-    fs, path = url_to_fs(uri)
+    fs, path = filesystem(uri)
     info = fs.info(path)
     return str(next((info[tag] for tag in TAGS if info.get(tag)), [info.get("size"), fs.modified(path)]))
 

@@ -15,11 +15,10 @@ from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 
-from fsspec.core import url_to_fs
-
 from .cache import is_snapshot
 from .run import Run, save_run
 from ..registry.tracking import Tracked, log_run, open_tracking
+from ..storage import filesystem
 from ..workspace import Workspace
 
 # %% ../../nbs/jobs/track.ipynb #5e483ad8
@@ -60,7 +59,7 @@ def small_files(run: Run) -> Iterator[list[str]]:  # local paths
     with tempfile.TemporaryDirectory(prefix="slml-") as folder:
         found = []
         for place in (run.executed, *run.artifacts.values()):
-            fs, path = url_to_fs(place)
+            fs, path = filesystem(place)
             if fs.isfile(path) and fs.size(path) < SMALL:
                 near = f"{folder}/{path.rsplit('/', 1)[-1]}" if "://" in place else place
                 if near != place:

@@ -14,8 +14,6 @@ from collections.abc import Callable
 
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
-from papermill.engines import NBClientEngine
-
 from .warm import start
 
 # %% ../../nbs/jobs/warm_kernel.ipynb #b8455ce1
@@ -71,11 +69,27 @@ class WarmManager(AsyncKernelManager):
         self.provisioner = warm_provisioner(self)
         await super().start_kernel(*arguments, **options)
 
-
-class SlmlEngine(NBClientEngine):
+# %% ../../nbs/jobs/warm_kernel.ipynb #9498a7cc
+class SlmlEngine:
     "papermill's own engine, with warm kernels."
 
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: object, kernel_name: str, **options: object) -> object:
-        "Execute the notebook."
-        return super().execute_managed_notebook(nb_man, kernel_name, kernel_manager_class=WarmManager, **options)
+    @staticmethod
+    def execute_notebook(nb: object, kernel_name: str, **options: object) -> object:
+        "Execute a notebook; returns it."
+        from papermill.engines import NBClientEngine
+
+        return NBClientEngine.execute_notebook(nb, kernel_name, kernel_manager_class=WarmManager, **options)
+
+    @staticmethod
+    def nb_kernel_name(nb: object, name: str | None = None) -> str:
+        "The kernel that a notebook asks for."
+        from papermill.utils import nb_kernel_name
+
+        return nb_kernel_name(nb, name)
+
+    @staticmethod
+    def nb_language(nb: object, language: str | None = None) -> str:
+        "The language of a notebook."
+        from papermill.utils import nb_language
+
+        return nb_language(nb, language)
