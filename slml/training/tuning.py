@@ -240,15 +240,19 @@ class _Common:
 
 # %% ../../nbs/training/tuning.ipynb #395590e5
 def _read(place: str, purpose: str) -> list[Trial]:
-    "The trials made so far; raises `TrainingError` for those of another search."
+    "The trials made so far; raises `TrainingError` for a damaged file and for those of another search."
     if not exists(place):
         return []
-    stored = json.loads(read_text(place))
-    if came := difference(stored["purpose"], purpose):
-        todo = "delete the file to begin anew, or name another folder."
+    todo = "delete the file to begin anew, or name another folder."
+    try:
+        stored = json.loads(read_text(place))
+        found, trials = stored["purpose"], [Trial(**trial) for trial in stored["trials"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{place} holds no trials.", came=str(error), todo=todo) from error
+    if came := difference(found, purpose):
         expected = "trials on this data, with these settings"
         raise TrainingError(f"{place} belongs to another search.", expected=expected, came=came, todo=todo)
-    return [Trial(**trial) for trial in stored["trials"]]
+    return trials
 
 # %% ../../nbs/training/tuning.ipynb #fcef418e
 def _write(place: str, purpose: str, tried: list[Trial]) -> None:
