@@ -182,7 +182,7 @@ class Tuning:
         ]
         return pd.DataFrame(rows).sort_values("value", kind="stable").rename(columns=names).set_index("trial")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         first = self.trials[0].value
         return f"{self.metric} {self.best.value:.4g} after {len(self.trials)} trials; {first:.4g} with the defaults"
 
