@@ -27,25 +27,28 @@ def kernels(
 ) -> Iterator[type]:  # a kernel manager for jupyter_client, with the processes that it started
     "Kernels of this very interpreter, whatever is installed on the machine."
     from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
 
-    from slml.jobs.warm_kernel import warm_provisioner
+    from slml.jobs.warm_kernel import PromptManager
 
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    with tempfile.TemporaryDirectory(prefix="slml-", ignore_cleanup_errors=True) as sockets:
+    may_be_warm = warm
 
-        class ThisPython(AsyncKernelManager):
-            kernel_spec = KernelSpec(argv=argv, language="python", env=dict(environment))
-            processes: ClassVar[list] = []
-            shutdown_wait_time = STOP  # seconds that a cancelled cell has, before its kernel is killed
+    class ThisPython(PromptManager):
+        kernel_spec = KernelSpec(argv=argv, language="python", env=dict(environment))
+        processes: ClassVar[list] = []
+        shutdown_wait_time = STOP  # seconds that a cancelled cell has, before its kernel is killed
+        warm = may_be_warm
 
-            async def start_kernel(self, *arguments: object, **options: object) -> None:
-                self.transport, self.connection_file = "ipc", f"{sockets}/kernel.json"
-                self.provisioner = warm_provisioner(self) if warm else None
-                await super().start_kernel(*arguments, **options)
-                self.processes.append(self.provisioner.process)
+        async def start_kernel(self, *arguments: object, **options: object) -> None:
+            await super().start_kernel(*arguments, **options)
+            self.processes.append(self.provisioner.process)
 
+    try:
         yield ThisPython
+    finally:
+        for process in ThisPython.processes:
+            if process.poll() is None:  # nobody is there any more to end it
+                process.kill()
 
 # %% ../../nbs/jobs/kernel.ipynb #9563dc18
 def settings(
