@@ -238,5 +238,5 @@ def test_the_job_hands_on_what_the_train_job_takes(tmp_path: Path, tracking_uri:
     with open(run.artifacts["trials"]) as file:
         assert {row["ended"] for row in csv.DictReader(file)} == {"done"}
     taken = declared(str(notebook.with_name("train.ipynb")))
-    for name in ("learning_rate", "width", "depth", "dropout"):
+    for name in ("learning_rate", "weight_decay", "width", "depth", "dropout"):
         assert type(run.outputs[name]).__name__ == taken[name].type
