@@ -321,7 +321,7 @@ def test_another_project_joins_and_the_first_stays(cloud: None) -> None:
 
 def test_the_same_again_is_nothing_to_change(cloud: None) -> None:
     stack.deploy(plan("slml", ["taxi"]), nothing)
-    again = plan("slml", parameters=dict(stack.status("slml").stack.parameters))
+    again = plan("slml", given=dict(stack.status("slml").stack.parameters))
     assert again.changes == ()
     assert "nothing to change" in str(again)
     assert stack.deploy(again, nothing).state == "CREATE_COMPLETE"

@@ -28,7 +28,7 @@ def _events(account: Account, stack_id: str, since: datetime) -> list[dict]:  # 
             break
     return found[::-1]
 
-
+# %% ../../nbs/aws/events.ipynb #b48df104
 def line(
     event: Mapping[str, object],
 ) -> str:
@@ -37,7 +37,7 @@ def line(
     why = f": {event['ResourceStatusReason']}" if event["ResourceStatus"].endswith("FAILED") else ""
     return f"{event['ResourceStatus'].lower().replace('_', ' '):28} {what}{why}"
 
-
+# %% ../../nbs/aws/events.ipynb #231f0384
 def follow(
     account: Account,
     stack_id: str,

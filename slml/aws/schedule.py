@@ -138,7 +138,7 @@ class Schedule:
     state: str  # ENABLED or DISABLED
     command: str  # what is run
 
-
+# %% ../../nbs/aws/schedule.ipynb #a8954a7c
 def schedule(
     file: str,  # of a pipeline
     when: str,  # '0 6 * * *', or rate(1 day), ...
@@ -163,7 +163,7 @@ def schedule(
             client.update_schedule(**wanted)
     return Schedule(name, wanted["ScheduleExpression"], timezone, "ENABLED", wanted["Description"])
 
-# %% ../../nbs/aws/schedule.ipynb #a8954a7c
+# %% ../../nbs/aws/schedule.ipynb #7da3bcb4
 def list_schedules(
     workspace: Workspace,
 ) -> list[Schedule]:
@@ -186,7 +186,7 @@ def list_schedules(
         for one in found
     ]
 
-
+# %% ../../nbs/aws/schedule.ipynb #7214be13
 def unschedule(
     pipeline: str,  # its file or name, or the name of the schedule
     workspace: Workspace,
