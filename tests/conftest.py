@@ -1,6 +1,7 @@
 """What the tests share: the real data where it is at hand, and a workspace that goes away with the test."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def workspace(tmp_path: Path) -> Workspace:
     """A workspace of this test alone."""
     return Workspace(root=str(tmp_path / "root"), project="test")
+
+
+@pytest.fixture(autouse=True)
+def no_old_endpoints() -> None:
+    """s3fs keeps its connections for the process; those to the server of another test are of no use."""
+    if "s3fs" in sys.modules:
+        sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

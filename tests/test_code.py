@@ -358,10 +358,7 @@ def shipped(project: Path, tmp_path: Path, tracking_uri: str) -> Workspace:
     return Workspace(root=str(tmp_path / "root"), project="test", tracking_uri=tracking_uri)
 
 
-NOT_YET = pytest.mark.xfail(reason="the folder inside the archive is taken for one below the current folder")
-
-
-@pytest.mark.parametrize("cwd", [".", pytest.param("nbs", marks=NOT_YET)])
+@pytest.mark.parametrize("cwd", [".", "nbs"])
 def test_a_project_runs_far_from_home(cwd: str, project: Path, shipped: Workspace, tmp_path: Path) -> None:
     """The package at the top, a helper module and a file by the paths that they have in the folder of the call."""
     path = notebook(project / "nbs/price.ipynb", *CELLS)

@@ -68,7 +68,7 @@ def begun(
         spent += _in_vain(run) if run.status == "running" else 0
     here = {"pid": os.getpid()} if run.host else {}  # a process number means something on the submitter's machine only
     run = replace(run, attempt=run.attempt + 1, spent=round(spent, 3), status="running", started=now(), error=None)
-    return save_run(replace(run, **here))
+    return save_run(replace(run, tracking="", **here))
 
 
 def _in_vain(run: Run) -> float:

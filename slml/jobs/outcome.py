@@ -57,7 +57,7 @@ def run_notebook(
         kernel_manager_class=kernel,
         progress_bar=False,
         log_output=True,
-        cwd=run.cwd or None,
+        cwd=None if run.archive else run.cwd or None,  # what was sent along is unpacked, and this process is in its folder
     )
 
 # %% ../../nbs/jobs/outcome.ipynb #1ade653b

@@ -88,12 +88,17 @@ class PromptManager(AsyncKernelManager):
 
     async def start_kernel(self, *arguments: object, **options: object) -> None:
         "Start the kernel."
-        self._folder = tempfile.TemporaryDirectory(prefix="slml-", ignore_cleanup_errors=True)
+        short = "/tmp" if os.access("/tmp", os.W_OK) else None  # the path of a socket has 107 letters at most
+        self._folder = tempfile.TemporaryDirectory(prefix="slml-", dir=short, ignore_cleanup_errors=True)
         self.transport, self.connection_file = "ipc", f"{self._folder.name}/kernel.json"
         self.client_factory = PromptClient
         self.provisioner = WarmProvisioner(kernel_id="", kernel_spec=self.kernel_spec, parent=self)
         self.provisioner.warm = self.warm
-        await super().start_kernel(*arguments, **options)
+        try:
+            await super().start_kernel(*arguments, **options)
+        except BaseException:
+            await self.shutdown_kernel(now=True)  # an open socket would hang whoever collects it
+            raise
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         "End the kernel; a cell that is running is interrupted and may take its time to save what it has."

@@ -102,7 +102,7 @@ def pipeline(taxi):
 
 
 def test_the_worked_example_from_raw_trips_to_a_registered_model(pipeline, taxi):
-    found = pipeline["summary"]
+    found = pipeline
     assert (found["rows_in"], found["version"]) == (5000, "taxi@1")
     assert found["rows_kept"] + found["rows_quarantined"] == 5000
     runs = found["runs"]
@@ -122,7 +122,7 @@ def test_a_second_call_runs_nothing(pipeline, taxi):
     again = taxi.json(
         "pipeline", "run", "pipelines/taxi.yaml", "--on", "batch", "-p", "source=data/*.txt", "-p", "epochs=2"
     )
-    assert again["summary"]["runs"] == pipeline["summary"]["runs"]
+    assert again["runs"] == pipeline["runs"]
     assert time.monotonic() - begin < 60
 
 
@@ -135,7 +135,7 @@ def test_what_it_cost(pipeline, taxi):
 
 
 def test_a_training_whose_machine_is_taken_away_goes_on_to_the_same_weights(pipeline, taxi):
-    outputs = {step: record("taxi", id)["outputs"] for step, id in pipeline["summary"]["runs"].items()}
+    outputs = {step: record("taxi", id)["outputs"] for step, id in pipeline["runs"].items()}
     given = {"split": outputs["split"]["split"], "contract": outputs["audit"]["contract"]}
     given |= {"epochs": 60, "patience": 60, "width": 384, "batch_rows": 64}
     words = ["nbs/jobs/train.ipynb", *(word for name, value in given.items() for word in ("-p", f"{name}={value}"))]
@@ -155,8 +155,8 @@ def test_a_training_whose_machine_is_taken_away_goes_on_to_the_same_weights(pipe
     assert [attempt["container"]["exitCode"] for attempt in job["attempts"]] == [143, 0]
     assert s3.list_objects_v2(Bucket=BUCKET, Prefix=f"taxi/runs/{id}/executed-1.ipynb")["KeyCount"] == 1
     straight = taxi.json("run", *words, "--on", "batch")
-    assert straight["run"] != id
-    assert run["metrics"] == {**record("taxi", straight["run"])["metrics"], **_times(run["metrics"])}
+    assert straight["id"] != id
+    assert run["metrics"] == {**record("taxi", straight["id"])["metrics"], **_times(run["metrics"])}
     assert "attempt" in taxi.slml("why", id)
 
 
@@ -167,7 +167,7 @@ def _times(metrics):
 def test_a_sweep_is_one_array(taxi):
     name = notebook(taxi, "hello.ipynb", HELLO)
     found = taxi.json("sweep", name, "-s", "factor=1,2,4", "--on", "batch")
-    ids = [run["run"] for run in found["runs"]]
+    ids = [run["id"] for run in found]
     assert [record("taxi", id)["parameters"]["factor"] for id in ids] == [4, 2, 1]  # the lowest loss first
     assert len({remote("taxi", id).partition(":")[0] for id in ids}) == 1
 
@@ -176,7 +176,7 @@ def test_a_failing_notebook_is_kept_and_told(taxi):
     name = notebook(taxi, "broken.ipynb", BROKEN)
     taxi.slml("run", name, "--on", "batch", code=1)
     assert "ZeroDivisionError" in taxi.said
-    id = next(run["id"] for run in reversed(taxi.json("runs")["runs"]) if run["job"] == "broken")
+    id = next(run["id"] for run in taxi.json("runs") if run["job"] == "broken")
     run = record("taxi", id)
     assert (run["status"], run["error"]["type"], run["attempt"]) == ("failed", "ZeroDivisionError", 1)
     cells = json.loads(read(run["executed"]))["cells"]
@@ -190,7 +190,7 @@ def test_a_failing_notebook_is_kept_and_told(taxi):
 def test_a_job_that_runs_out_of_memory_is_named_so(taxi):
     name = notebook(taxi, "hungry.ipynb", HUNGRY)
     taxi.slml("run", name, "-p", "gib=8", "--memory", "2", "--on", "batch", code=1)
-    id = next(run["id"] for run in reversed(taxi.json("runs")["runs"]) if run["job"] == "hungry")
+    id = next(run["id"] for run in taxi.json("runs") if run["job"] == "hungry")
     run = record("taxi", id)
     assert (run["error"]["type"], run["error"]["cell"] > 0, run["attempt"]) == ("OutOfMemory", True, 1)
     assert "memory" in taxi.slml("why", id)
@@ -204,10 +204,10 @@ def test_a_pipeline_goes_on_where_it_failed(taxi):
     assert "note.txt" in taxi.said
     (taxi.folder / "note.txt").write_text("found")
     found = taxi.json("pipeline", "run", "steps.yaml", "--on", "batch")
-    assert found["summary"]["text"] == "found"
-    first, second = (record("taxi", found["summary"]["runs"][step]) for step in ("first", "second"))
+    assert found["text"] == "found"
+    first, second = (record("taxi", found["runs"][step]) for step in ("first", "second"))
     assert first["created"] < second["created"]
-    runs = [run for run in taxi.json("runs")["runs"] if run["job"] in ("hello", "needy")]
+    runs = [run for run in taxi.json("runs") if run["job"] in ("hello", "needy")]
     assert sum(run["job"] == "needy" and run["status"] == "failed" for run in runs) == 1
     assert second["parameters"]["before"] == 6
 
@@ -268,7 +268,7 @@ def test_two_projects_at_once_do_not_reach_each_other(pipeline, taxi, other):
     for thread in threads:
         thread.join()
     assert set(both) == {"taxi", "other"}
-    theirs, own = both["taxi"]["run"], both["other"]["run"]
+    theirs, own = both["taxi"]["id"], both["other"]["id"]
     s3, glue, batch, logs = (other.client(service) for service in ("s3", "glue", "batch", "logs"))
     assert s3.get_object(Bucket=BUCKET, Key=f"other/runs/{own}/run.json")
     key = f"taxi/runs/{theirs}/run.json"
@@ -368,13 +368,13 @@ def _fire(project, target):
 
 
 def test_one_model_on_two_nodes(pipeline, taxi):
-    outputs = {step: record("taxi", id)["outputs"] for step, id in pipeline["summary"]["runs"].items()}
+    outputs = {step: record("taxi", id)["outputs"] for step, id in pipeline["runs"].items()}
     given = {"split": outputs["split"]["split"], "contract": outputs["audit"]["contract"], "epochs": 2}
     words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
     found = taxi.json("run", "nbs/jobs/train.ipynb", *words, "--nodes", "2", "--on", "batch")
-    run = record("taxi", found["run"])
+    run = record("taxi", found["id"])
     assert run["status"] == "done"
-    one = record("taxi", pipeline["summary"]["runs"]["train"])
+    one = record("taxi", pipeline["runs"]["train"])
     for name, value in one["metrics"].items():
         if "loss" in name or "rmse" in name:
             assert run["metrics"][name] == pytest.approx(value, rel=1e-3)
@@ -383,4 +383,4 @@ def test_one_model_on_two_nodes(pipeline, taxi):
 def test_the_stack_goes_and_the_data_stays(pipeline, owner, taxi):
     said = owner.slml("aws", "destroy", "--yes") + owner.said
     assert f"keeps the bucket {BUCKET}" in said
-    assert read(f"s3://{BUCKET}/taxi/runs/{pipeline['summary']['runs']['train']}/run.json")
+    assert read(f"s3://{BUCKET}/taxi/runs/{pipeline['runs']['train']}/run.json")
