@@ -128,9 +128,11 @@ def test_threads_share_a_tracking_database(workspace: Workspace) -> None:
 
 
 def test_what_a_run_depends_on_is_written_to_tracking(workspace: Workspace) -> None:
-    run = replace(new_run("train", "train.ipynb", {"split": "trips@12", "rate": 0.1}, workspace), status="done")
+    run = replace(
+        new_run("train", "train.ipynb", {"split": "trips@5132684771234567890", "rate": 0.1}, workspace), status="done"
+    )
     tags = tracked(replace(run, started=run.created, code="4f2a91c", fingerprint="ab")).tags
-    assert tags["snapshots"] == "split=trips@12"
+    assert tags["snapshots"] == "split=trips@5132684771234567890"
     assert tags["code"] == "4f2a91c"
     assert "torch" in tags["libraries"]
 

@@ -9,7 +9,6 @@ __all__ = ['aws', 'Stack', 'Region', 'Yes', 'price_list', 'agreed', 'told', 'dep
 # %% ../../nbs/cli/cloud.ipynb #279f39de
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer

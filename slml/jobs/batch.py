@@ -39,7 +39,7 @@ from ..storage import exists, read_text, remove, write_text
 from ..workspace import Workspace, project_folder
 
 # %% ../../nbs/jobs/batch.ipynb #deec70b7
-LOGIN = "log in (aws configure, aws sso login) or set AWS_PROFILE; slml doctor shows what is missing."
+LOGIN = "log in (aws configure, aws sso login) or set AWS_PROFILE."
 NOBODY = (
     "ExpiredToken", "InvalidClientTokenId", "UnrecognizedClient", "InvalidSignature", "NoCredentials", "NoRegion",
     "PartialCredentials", "ProfileNotFound", "TokenRetrieval", "UnauthorizedSSOToken",
@@ -63,7 +63,7 @@ def asking(
         elif isinstance(error, UNREACHED):
             problem, todo = f"AWS {service} does not answer.", "look at the network and the region, and try again."
         elif any(name in code for name in FORBIDDEN):
-            problem, todo = f"AWS {service} does not allow {action}.", "take on the role of the project; slml doctor."
+            problem, todo = f"AWS {service} does not allow {action}.", "take on the role of the project, slml-PROJECT."
         else:
             problem, todo = f"AWS {service} refused {action}.", "look at slml aws status."
         raise CloudError(problem, came=str(error), todo=todo) from error

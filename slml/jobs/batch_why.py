@@ -69,7 +69,7 @@ CAUSES = (
         "HostLost",
         "Host EC2|Spot Task was interrupted|^AGENT",
         "Its machine was taken back or was lost, as often as it may be tried.",
-        "submit it again, it goes on from its checkpoint; with --no-spot its machine is not taken back.",
+        "submit it again, it goes on from its checkpoint; with --on-demand its machine is not taken back.",
     ),
     Cause(
         "ImageNotFound",
@@ -87,7 +87,7 @@ CAUSES = (
         "NoCapacity",
         "JobStateTimeLimit",
         "It waited too long for a machine, and its queue ended it.",
-        "submit it later, or for other machines: --no-spot, fewer --gpus, fewer --cores.",
+        "submit it later, or for other machines: --on-demand, fewer --gpus, fewer --cores.",
     ),
 )
 
@@ -176,7 +176,7 @@ def _count(number: int, what: str) -> str:
 BLOCKED = {  # how the reason of a RUNNABLE job begins -> what it means, what to do
     "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY": (
         "AWS has no machine of the kind free at the moment.",
-        "wait, it is tried again and again; or submit it for other machines: --no-spot, fewer --gpus or --cores.",
+        "wait, it is tried again and again; or submit it for other machines: --on-demand, fewer --gpus or --cores.",
     ),
     "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE": (
         "It asks for more than its queue may ever have at once.",

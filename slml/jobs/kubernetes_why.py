@@ -69,7 +69,7 @@ CAUSES = {  # what Kubernetes says -> type of the failure, what it means, what t
     "DisruptionTarget": (
         "HostLost",
         "Its node was taken back, drained or lost, as often as it may be tried.",
-        "submit it again, it goes on from its checkpoint; with --no-spot its machine is not taken back.",
+        "submit it again, it goes on from its checkpoint; with --on-demand its machine is not taken back.",
     ),
     "ImagePullBackOff": (
         "ImageNotFound",

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def run_notebook(
         kernel_manager_class=kernel,
         progress_bar=False,
         log_output=True,
-        cwd=None if run.archive else run.cwd or None,  # what was sent along is unpacked, and this process is in its folder
+        # What was sent along is unpacked, and this process is in its folder.
+        cwd=None if run.archive else run.cwd or None,
     )
 
 # %% ../../nbs/jobs/outcome.ipynb #1ade653b
@@ -96,17 +98,18 @@ def mark_last_cell(
             raise_for_execution_errors(notebook, executed)
 
 # %% ../../nbs/jobs/outcome.ipynb #cea04a63
-EVENTS = "/sys/fs/cgroup/memory.events"  # Linux, version 2 of its control groups
+EVENTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")  # Linux counts in one of them
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def oom_kills(
-    events: str = EVENTS,
+    events: Sequence[str] = EVENTS,
 ) -> int:
     "How many processes of this container the system has killed for want of memory; 0 where nobody counts."
-    with suppress(OSError):
-        counts = dict(line.split() for line in Path(events).read_text().splitlines())
-        return int(counts.get("oom_kill", 0))
+    for place in events:
+        with suppress(OSError):
+            counts = dict(line.split() for line in Path(place).read_text().splitlines())
+            return int(counts.get("oom_kill", 0))
     return 0
 
 

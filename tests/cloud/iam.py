@@ -131,9 +131,13 @@ def sts(request: Mapping, body: bytes, region: str) -> Iterator[Found]:
         yield f"sts:{action}", [parse_qs(body.decode()).get("RoleArn", ["*"])[0]], {}
 
 
-def cloudformation(request: Mapping, body: bytes, region: str) -> Iterator[Found]:
-    "No project needs it."
-    yield f"cloudformation:{parse_qs(body.decode()).get('Action', [''])[0]}", ["*"], {}
+def by_query(service: str) -> Callable:
+    "A service that is asked by a form, whose action is one of its fields."
+
+    def found(request: Mapping, body: bytes, region: str) -> Iterator[Found]:
+        yield f"{service}:{parse_qs(body.decode()).get('Action', [''])[0]}", ["*"], {}
+
+    return found
 
 
 SERVICES = {
@@ -142,7 +146,8 @@ SERVICES = {
     "batch": batch,
     "scheduler": scheduler,
     "sts": sts,
-    "cloudformation": cloudformation,
+    "cloudformation": by_query("cloudformation"),
+    "autoscaling": by_query("autoscaling"),
     "athena": by_target("athena", lambda wanted: f"workgroup/{wanted.get('WorkGroup', 'primary')}"),
     "logs": by_target(
         "logs",
@@ -209,7 +214,7 @@ def refusal(service: str, role: str, action: str, resource: str) -> tuple[str, b
     text += f" on resource: {resource} because no identity-based policy allows the {action} action"
     if service == "s3":
         return "application/xml", f"<Error><Code>AccessDenied</Code><Message>{text}</Message></Error>".encode()
-    if service in ("sts", "cloudformation", "iam"):
+    if service in ("sts", "cloudformation", "iam", "autoscaling"):
         error = f"<Error><Code>AccessDenied</Code><Message>{text}</Message></Error>"
         return "text/xml", f"<ErrorResponse>{error}</ErrorResponse>".encode()
     return "application/json", json.dumps({"__type": "AccessDeniedException", "message": text}).encode()

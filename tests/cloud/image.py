@@ -1,4 +1,4 @@
-"""The project's own image, built by slml on the base image, with packages from wherever pip takes them on this machine."""
+"""The project's own image, built by slml on the base image, with packages from where pip takes them on this machine."""
 
 import configparser
 import os
