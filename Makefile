@@ -1,9 +1,10 @@
 # Everything here sets itself up: the first call makes the virtual environment, later calls are quick.
 #   make run      the main job, from raw (synthetic) trips to a tested and registered model; ROWS=1000000 make run for twice as many
 #   make test     lint, the notebooks' examples, pytest (which also holds notebooks, package and README in step)
+#   make test-page    the service's page in a real Chromium; needs Debian's chromium
 #   make test-cloud   the cloud parts on an emulated AWS with real containers; needs podman, runc, debootstrap and root
 #   make export   the package from the notebooks;   make readme   README.md from nbs/index.ipynb
-#   make bench    how long each step takes, beside what others need
+#   make bench    how long each step takes, beside what others need;   make bench-serving   the service beside others
 #   make lock     constraints.txt afresh from settings.ini
 
 PYTHON ?= python3.11
@@ -21,7 +22,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install run test lint notebooks pytest test-cloud export readme bench lock clean
+.PHONY: install run test lint notebooks pytest test-page test-cloud export readme bench bench-serving lock clean
 
 install: $(READY)
 
@@ -47,6 +48,9 @@ notebooks: $(READY)
 pytest: $(READY)
 	python -m pytest -q -n 2 --dist worksteal tests
 
+test-page: $(READY)
+	python -m pytest -q tests/page
+
 # The cloud, emulated on this machine with containers that really run; sets itself up in $(TEST_CLOUD), which may be
 # removed at any time. Tells what to install where podman, runc or debootstrap are absent.
 test-cloud: $(READY)
@@ -63,6 +67,9 @@ readme: $(READY)
 
 bench: $(READY)
 	python bench/steps.py --rows $(ROWS)
+
+bench-serving: $(READY)
+	python bench/serving.py
 
 # torch is pinned first: an unpinned one brings gigabytes of CUDA.
 lock:

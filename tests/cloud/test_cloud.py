@@ -233,14 +233,9 @@ def test_a_job_without_a_machine_says_why_and_can_be_cancelled(taxi):
 def test_what_can_be_known_is_said_before_the_queue(taxi):
     name = notebook(taxi, "hello.ipynb", HELLO)
     before = boto3.client("batch").list_jobs(jobQueue="slml-cpu", filters=[{"name": "JOB_NAME", "values": ["*"]}])
-    for words, said in (
-        (["-p", "sedonds=1"], "seconds"),
-        (["--cores", "64"], "Fargate"),
-        (["-p", "text=data/nothing.txt"], ""),
-    ):
-        if said:
-            taxi.slml("run", name, *words, "--on", "batch", code=2)
-            assert said in taxi.said
+    for words, said in ((["-p", "sedonds=1"], "seconds"), (["--cores", "64"], "Fargate")):
+        taxi.slml("run", name, *words, "--on", "batch", code=2)
+        assert said in taxi.said
     after = boto3.client("batch").list_jobs(jobQueue="slml-cpu", filters=[{"name": "JOB_NAME", "values": ["*"]}])
     assert len(after["jobSummaryList"]) == len(before["jobSummaryList"])
 
