@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -160,6 +161,12 @@ assert not {{"torch", "mlflow", "onnxscript"}} & set(sys.modules), "too much was
     assert float(done.stdout) <= 1e-5
 
 
+def test_importing_a_bundle_is_quick_for_a_service():
+    code = "import sys; import slml.registry.bundle; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pandas", "pyarrow", "pydantic", "torch", "mlflow", "sklearn"} & set(loaded)
+
+
 def test_real_trips_with_their_nulls_and_whether_they_were_tipped(shared_data, tmp_path):
     rows = pq.read_table(shared_data / "nyc_green" / "green_tripdata_2023-01.parquet")[-10_000:]
     rows = rows.append_column("tipped", pc.greater(rows["tip_amount"], 0))
@@ -193,7 +200,7 @@ def test_real_trips_with_their_nulls_and_whether_they_were_tipped(shared_data, t
 # What is stored
 
 
-def test_a_bundle_is_seven_files_and_none_is_a_pickle(bundle):
+def test_a_bundle_is_nine_files_and_none_is_a_pickle(bundle):
     files = {path.name: path.read_bytes() for path in Path(bundle.uri).iterdir()}
     assert set(files) == {*FILES, MANIFEST}
     assert not any(data.startswith((b"\x80\x04", b"\x80\x05", b"PK")) for data in files.values())
@@ -250,7 +257,7 @@ def test_a_model_that_is_no_better_than_a_constant_is_refused(bundle, workspace)
 def test_a_bundle_of_unknown_origin_is_refused(bundle, tmp_path, workspace):
     from slml.registry.bundle import read_files, write
 
-    nameless = Lineage(snapshots={"train": "trips"}, runs={}).model_dump_json().encode()
+    nameless = msgspec.json.encode(Lineage(snapshots={"train": "trips"}, runs={}))
     lost = write(str(tmp_path / "b"), {**read_files(bundle.uri), "lineage.json": nameless})
     with pytest.raises(RegistryError, match="runs, seed, the id of the snapshot 'trips'"):
         register(lost, "unknown", workspace, metrics={"rmse": 2.0}, baselines=BASELINES)
