@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'EXTRAS', 'SERVICES', 'filesystem', 'open_file', 'from_service', 'reading', 'expand', 'content_hash',
-           'package_hash', 'open_atomic', 'read_text', 'write_text', 'exists', 'remove', 'copy_file']
+           'package_hash', 'open_atomic', 'create_file', 'read_text', 'write_text', 'exists', 'remove', 'copy_file']
 
 # %% ../nbs/storage.ipynb #eb0fa07f
 import errno
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -179,6 +180,38 @@ def _remote(fs: fsspec.AbstractFileSystem, path: str, mode: str) -> Iterator[IO]
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
         fs.put_file(str(temporary), path)
+
+# %% ../nbs/storage.ipynb #5be11a02
+def create_file(
+    uri: str,  # a path or URI; missing folders are made
+    data: bytes,
+) -> bool:  # whether the file that is there now is this one
+    "Write a file where there is none. Raises `StorageError`."
+    fs, path = filesystem(uri)
+    try:
+        if _is_local(fs):
+            _link(path, data)
+        else:
+            fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return fs.cat_file(path) == data
+    except Exception as error:
+        if not from_service(error):
+            raise
+        came = getattr(error, "strerror", "") or str(error)
+        raise StorageError(f"{uri} cannot be written.", came=came, todo="Nothing was changed: start again.") from error
+    return True
+
+
+def _link(path: str, data: bytes) -> None:
+    "Write a local file whole. Raises `FileExistsError`."
+    own = str(Path(path).with_name(f".{uuid4().hex}"))
+    with open_atomic(own) as file:
+        file.write(data)
+    try:
+        os.link(own, path)
+    finally:
+        os.unlink(own)
 
 # %% ../nbs/storage.ipynb #df48de4c
 def read_text(
