@@ -66,7 +66,7 @@ def _moment(value: object) -> object:
     "A date or a time by the local clock, as Arrow takes it; raises ValueError for a text that is none."
     value = datetime.fromisoformat(value) if isinstance(value, str) else value
     if isinstance(value, datetime):
-        return value.replace(tzinfo=None)
+        return value.replace(tzinfo=None) if value.tzinfo else value
     return datetime(value.year, value.month, value.day) if isinstance(value, date) else value
 
 
@@ -91,20 +91,31 @@ def _array(values: Sequence, kind: "pa.DataType") -> "pa.Array":
             pass  # one value at least does not fit
     return pa.array([_single(value, kind) for value in values], kind)
 
+# %% ../../nbs/serving/log.ipynb #3ff8844a
+def _from_rows(rows: Sequence[Mapping], fields: "list[pa.Field]") -> "list[pa.Array]":
+    "Columns of some dictionaries."
+    import pyarrow as pa
+
+    plain = [f for f in fields if not (pa.types.is_temporal(f.type) or pa.types.is_integer(f.type))]
+    try:
+        found = dict(zip((f.name for f in plain), pa.array(rows, pa.struct(plain)).flatten(), strict=True))
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        found = {}  # one value at least does not fit
+    return [found[f.name] if f.name in found else _array([row.get(f.name) for row in rows], f.type) for f in fields]
+
 # %% ../../nbs/serving/log.ipynb #fdd0151e
 Entry = tuple  # (seconds since 1970, rows, predictions, request, version, role, outside)
 
 
-def _columns(rows: Sequence, schema: "pa.Schema") -> "list[pa.Array]":
+def _columns(rows: "list | pa.Table", fields: "list[pa.Field]") -> "list[pa.Array]":
     "The request's own columns of some rows, whatever they came as."
-    names = schema.names[: -len(OWN)]
-    if not hasattr(rows, "schema"):
-        if not all(isinstance(row, Mapping) for row in rows):
-            import msgspec
+    if not isinstance(rows, list):
+        return [_cast(rows, f.name, f.type) for f in fields]
+    if rows and not isinstance(rows[0], Mapping):
+        import msgspec
 
-            rows = msgspec.to_builtins(rows, builtin_types=(datetime, date))
-        return [_array([row.get(name) for row in rows], schema.field(name).type) for name in names]
-    return [_cast(rows, name, schema.field(name).type) for name in names]
+        rows = msgspec.to_builtins(rows, builtin_types=(datetime, date))
+    return _from_rows(rows, fields)
 
 
 def _cast(table: "pa.Table", name: str, kind: "pa.DataType") -> "pa.Array":
@@ -120,7 +131,7 @@ def _cast(table: "pa.Table", name: str, kind: "pa.DataType") -> "pa.Array":
     except pa.ArrowException:
         return _array(column.to_pylist(), kind)
 
-# %% ../../nbs/serving/log.ipynb #710a4866
+# %% ../../nbs/serving/log.ipynb #74dc7c04
 def to_batch(
     entries: Sequence[Entry],  # of several requests; an Arrow table comes alone
     schema: "pa.Schema",  # as `log_schema` makes it
@@ -128,8 +139,8 @@ def to_batch(
     "Some requests and their predictions as rows of the log."
     import pyarrow as pa
 
-    tables = [rows for _, rows, *_ in entries if hasattr(rows, "schema")]
-    rows = tables[0] if tables else [row for _, rows, *_ in entries for row in rows]
+    rows = entries[0][1]
+    rows = [row for entry in entries for row in entry[1]] if isinstance(rows, list) else rows
     facts = [
         (int(at * 1e6), request, number, version, role, prediction, outside[number] if outside else ())
         for at, _, predictions, request, version, role, outside in entries
@@ -138,7 +149,7 @@ def to_batch(
     own = [
         pa.array(values, schema.field(name).type) for name, values in zip(OWN, zip(*facts, strict=True), strict=True)
     ]
-    return pa.RecordBatch.from_arrays([*_columns(rows, schema), *own], schema=schema)
+    return pa.RecordBatch.from_arrays([*_columns(rows, list(schema)[: -len(OWN)]), *own], schema=schema)
 
 # %% ../../nbs/serving/log.ipynb #4eb56cf6
 def place(
@@ -180,7 +191,7 @@ def _piece(queue: deque[Entry]) -> list[Entry]:  # one at least
     entries = [queue.popleft()]
     count, hour = len(entries[0][2]), entries[0][0] // 3600
     while queue and count < PIECE and queue[0][0] // 3600 == hour:
-        if hasattr(queue[0][1], "schema") or hasattr(entries[0][1], "schema"):
+        if not (isinstance(queue[0][1], list) and isinstance(entries[0][1], list)):
             break
         entries.append(queue.popleft())
         count += len(entries[-1][2])
@@ -200,11 +211,11 @@ class _Writer:
         self.error = ""
 
     def take(self, queue: deque[Entry], hurry: bool) -> None:
-        "Turn what waits into batches, a little at a time, until it is enough for a file."
-        count = 0
-        while queue and count < self.rows:
+        "Turn what waits now into batches, a little at a time; what comes meanwhile makes fuller ones later."
+        waiting = len(queue)
+        while waiting > 0:
             entries = _piece(queue)
-            count += sum(len(predictions) for _, _, predictions, *_ in entries)
+            waiting -= len(entries)
             self._convert(entries)
             time.sleep(0 if hurry else 0.0005)
 
@@ -286,7 +297,7 @@ class RequestLog:
 
     def put(
         self,
-        rows: "Sequence[Mapping] | pa.Table",  # one answer's rows, which nobody changes afterwards
+        rows: "list | pa.Table",  # of one answer: dictionaries, structs or Arrow, which nobody changes afterwards
         predictions: Sequence,  # one for each row: a number, or a probability for each class
         request: str,  # id
         version: int,
@@ -299,7 +310,8 @@ class RequestLog:
             return
         count = len(predictions)
         with self._counting:
-            if self._closed or self.waiting + count > self.max_waiting:
+            gone = self._writer.written + self._writer.lost
+            if self._closed or self._taken - gone + count > self.max_waiting:
                 self._refused += count
                 return
             self._taken += count
