@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MENU', 'METRICS', 'UNITED', 'HEADLINES', 'VERDICTS', 'TEMPLATE', 'CSP', 'HEADERS', 'tag', 'html', 'decimals', 'shown',
            'needed', 'Field', 'bounds', 'steps_of', 'field', 'slider', 'strip', 'control', 'as_form', 'as_answer',
-           'Bar', 'finite', 'bars', 'unit_of', 'tested', 'sliced', 'weighed', 'moment', 'known', 'drifted', 'page']
+           'Bar', 'finite', 'breakable', 'bars', 'unit_of', 'tested', 'interval', 'feature', 'sliced', 'weighed',
+           'moment', 'known', 'drifted', 'page']
 
 # %% ../../nbs/serving/page.ipynb #af151d8a
 import base64
@@ -90,7 +91,8 @@ class Field:
     @property
     def range(self) -> str:
         "The range for a reader, such as `0.1 to 31.5`."
-        return f"{self.low} to {self.high}" if self.low and self.high else self.low or self.high
+        ends = [end.replace("T", " ") for end in (self.low, self.high) if end]
+        return " to ".join(ends)
 
 # %% ../../nbs/serving/page.ipynb #5de23b3a
 def bounds(
@@ -143,8 +145,7 @@ def _moment(contract: Mapping, column: Mapping, seen: Mapping) -> dict:
 # %% ../../nbs/serving/page.ipynb #fdbb60c3
 def _choice(contract: Mapping, column: Mapping, seen: Mapping) -> dict:
     "What a field of categories knows."
-    counts = seen.get("categories") or {}
-    name = column["name"]
+    counts, name = seen.get("categories") or {}, column["name"]
     lists = [r["values"] for r in contract.get("rules", ()) if r["kind"] == "one_of" and r["column"] == name]
     known = sorted(counts, key=lambda value: (-counts[value], value))
     options = [str(value) for value in lists[0]] if lists else known
@@ -243,9 +244,9 @@ def as_form(
         id_ = f"f{place}"
         beside = ", ".join(filter(None, [one.unit, "may be empty" if one.nullable and one.type != "bool" else ""]))
         label = tag("label", one.name, " " if beside else None, beside and tag("span", beside, class_="soft"), for_=id_)
-        ranged = (f"{one.range} in training" if one.trained else one.range) if one.range else ""
-        told = ". ".join(filter(None, [one.description, ranged and ranged[0].upper() + ranged[1:]]))
-        hint = tag("p", told, class_="hint", id=f"{id_}-hint")
+        ranged = f"{one.range} in training" if one.trained else one.range
+        lines = [tag("span", line) for line in (one.description, ranged if one.range else "") if line]
+        hint = tag("p", *lines, class_="hint", id=f"{id_}-hint")
         note = tag("p", class_="note", id=f"{id_}-note", hidden="")
         parts.append(tag("div", label, hint, tag("div", *control(one, id_), note, class_="control"), class_="field"))
     copy = tag("div", tag("button", "Copy", type="button", id="copy"), " ", tag("span", id="copied", role="status"))
@@ -285,6 +286,7 @@ class Bar:
 
     name: str
     value: float
+    detail: str = ""  # said smaller, under the name
     extra: str = ""  # one more column
     main: bool = False  # drawn in colour
 
@@ -294,15 +296,22 @@ def finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def breakable(text: str) -> list[Element | str]:
+    "A text that may be broken after an underscore."
+    first, *others = text.split("_")
+    return [first, *(part for other in others for part in ("_", tag("wbr"), other))]
+
+
 def bars(
     title: str,  # for those who do not see the picture
     head: tuple[str, ...],  # of the names, the values and, if there is one, the extra column
     rows: list[Bar],
     line: float | None = None,  # to compare with
+    places: int | None = None,  # decimals; as suits the largest value where none are given
 ) -> Element:
     "A chart of bars from zero."
     top = max([*(row.value for row in rows), line or 0, 0]) or 1
-    places = decimals(top)
+    places = decimals(top) if places is None else places
     mark = f"{100 * line / top:.4g}%" if line else ""
     body = []
     for row in rows:
@@ -311,9 +320,11 @@ def bars(
         over = tag("line", x1=mark, x2=mark, y1="0", y2="100%") if mark else None
         cells = [tag("td", tag("svg", drawn, over, aria_hidden="true"), class_="bar")]
         cells += [tag("td", text, class_="number") for text in (shown(row.value, places), *filter(None, [row.extra]))]
-        body.append(tag("tr", tag("th", row.name, scope="row"), *cells, class_="main" if row.main else None))
+        detail = tag("small", *breakable(row.detail), class_="soft") if row.detail else None
+        names = tag("th", *breakable(row.name), detail, scope="row")
+        body.append(tag("tr", names, *cells, class_="main" if row.main else None))
     first, *others = head
-    heads = [tag("th", first, scope="col", class_="soft"), tag("td")]
+    heads = [tag("th", *breakable(first), scope="col", class_="soft"), tag("td")]
     heads += [tag("th", other, scope="col", class_="soft number") for other in others]
     caption = tag("caption", tag("span", title, class_="aside"))
     return tag("table", caption, tag("thead", tag("tr", *heads)), tag("tbody", *body))
@@ -351,10 +362,16 @@ def tested(
     others = {name.replace("_", " "): found.get(metric) for name, found in (metrics.get("baselines") or {}).items()}
     rows = [Bar("this model", test[metric], main=True), *(Bar(n, v) for n, v in others.items() if finite(v))]
     unit, name = unit_of(contract, metric), METRICS.get(metric, metric)
-    chart = bars("Test error", ("model", unit or metric), sorted(rows, key=lambda row: row.value))
+    places = decimals(test[metric])
+    chart = bars("Test error", ("model", unit or metric), sorted(rows, key=lambda row: row.value), places=places)
     said = f"{name.capitalize()} on test rows, which no model had seen. Shorter is better."
     rest = [
-        " ".join(filter(None, [METRICS.get(other, other), shown(value, decimals(value)), unit_of(contract, other)]))
+        " ".join(
+            filter(
+                None,
+                [METRICS.get(other, other), shown(value, places if other in UNITED else 3), unit_of(contract, other)],
+            )
+        )
         for other, value in test.items()
         if other != metric and finite(value)
     ]
@@ -362,6 +379,25 @@ def tested(
     return tag("section", tag("h2", "How wrong it is"), tag("p", said), chart, also, class_="card")
 
 # %% ../../nbs/serving/page.ipynb #e2f2e8f8
+def interval(
+    text: str,  # the name of a slice
+) -> str:
+    "A slice as people write it."
+    found = re.fullmatch(r"[(\[](\S+), (\S+)[])]", text)
+    return f"{found[1]} to {found[2]}" if found else text
+
+
+def feature(
+    name: str,  # such as numeric(miles)
+) -> tuple[str, str]:
+    "What a feature is about, and the rest."
+    found = re.fullmatch(r"(\w+)\((.*)\)", name)
+    if not found:
+        return name, ""
+    kind, columns = found[1].replace("_", " "), found[2]
+    return (kind, columns) if ", " in columns else (columns, kind)
+
+
 def sliced(
     contract: Mapping,  # contract.json
     drawn: Mapping,  # page.json
@@ -372,7 +408,8 @@ def sliced(
     slices = [s for s in drawn.get("slices") or () if finite(s.get("error"))]
     if not slices:
         return None
-    rows = [Bar(str(s["slice"]), s["error"], f"{s['rows']:,}" if finite(s.get("rows")) else "") for s in slices]
+    counts = [f"{s['rows']:,}" if finite(s.get("rows")) else "" for s in slices]
+    rows = [Bar(interval(str(s["slice"])), s["error"], extra=n) for s, n in zip(slices, counts, strict=True)]
     line = whole if finite(whole) else None
     column = drawn.get("slice_column") or "slice"
     said = f"{METRICS.get(metric, metric).capitalize()} by {column}" + (
@@ -390,7 +427,8 @@ def weighed(
     found = [i for i in drawn.get("importance") or () if finite(i.get("importance"))]
     if not found:
         return None
-    rows = sorted((Bar(str(i["feature"]), i["importance"]) for i in found), key=lambda row: -row.value)
+    bar = [(feature(str(i["feature"])), i["importance"]) for i in found]
+    rows = sorted((Bar(name, value, detail) for (name, detail), value in bar), key=lambda row: -row.value)
     chart = bars("Feature importance", ("feature", "importance"), rows[:MENU])
     said = "How much each feature matters to the prediction."
     return tag("section", tag("h2", "What it looks at"), tag("p", said), chart, class_="card")
