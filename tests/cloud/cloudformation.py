@@ -8,14 +8,19 @@ Reference and the Batch API reference (docs.aws.amazon.com):
 - AWS::Batch::JobDefinition needs no RetryStrategy, may be multinode, and has tags, time-out and platform
 - AWS::Glue::Database, AWS::Athena::WorkGroup, AWS::Scheduler::ScheduleGroup are made, and removed with the stack
 - AWS::SageMaker::MlflowApp is a name only: its ARN can be read, nothing answers there
+- AWS::Lambda::Function may be an image, with a limit and tags; AWS::Lambda::Version publishes the function as it is at
+  that moment, under a number that is never used again; AWS::Lambda::Alias divides requests by weight and may keep
+  copies warm, but not both at once; AWS::Lambda::Url belongs to the alias; AWS::Lambda::Permission is accepted
 - DeletionPolicy RetainExceptOnCreate keeps a resource; a change set fills in the outputs of the stack
+- an update makes and changes resources in the order in which they need each other, and removes the others last
 """
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from moto.athena.models import athena_backends
+from moto.awslambda import models as functions
 from moto.batch import models as batch
 from moto.cloudformation import models, parsing, responses
 from moto.core.common_models import CloudFormationModel
@@ -188,6 +193,92 @@ class MlflowApp(Made, CloudFormationModel):
         return cls(name, f"arn:aws:sagemaker:{region}:{account}:mlflow-app/app-{name}")
 
 
+def function(cls: Any, name: str, properties: Any, account: str, region: str, **_: Any) -> Any:
+    wanted = {key: value for key, value in properties["Properties"].items() if value}
+    for key in ("MemorySize", "Timeout", "ReservedConcurrentExecutions"):
+        wanted[key] = int(wanted[key]) if key in wanted else None
+    wanted["Tags"] = {tag["Key"]: tag["Value"] for tag in wanted.get("Tags", ())}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    return functions.get_backend(account, region).create_function({**wanted, "FunctionName": name})
+
+
+class Version(Made, CloudFormationModel):
+    __module__ = HOME
+    type = "AWS::Lambda::Version"
+    numbers: ClassVar[dict[str, int]] = {}  # function -> how many were ever published
+
+    @classmethod
+    def make(cls, name: str, wanted: Any, account: str, region: str) -> Made:
+        backend = functions.get_backend(account, region)
+        held = backend._lambdas._functions[wanted["FunctionName"]]["versions"]
+        before, made = len(held), backend.publish_version(wanted["FunctionName"], wanted["Description"])
+        if len(held) > before:
+            cls.numbers[made.function_name] = number = cls.numbers.get(made.function_name, 0) + 1
+            made.set_version(number)
+            made.reserved_concurrency = None
+        return cls(str(made.version), made.function_arn, lambda: held.remove(made))
+
+    def get_cfn_attribute(self, attribute: str) -> str:
+        return self.name if attribute == "Version" else self.arn
+
+
+class Alias(Made, CloudFormationModel):
+    __module__ = HOME
+    type = "AWS::Lambda::Alias"
+
+    @classmethod
+    def make(cls, name: str, wanted: Any, account: str, region: str) -> Made:
+        backend = functions.get_backend(account, region)
+        made = backend.create_alias(
+            wanted["Name"],
+            wanted["FunctionName"],
+            wanted["FunctionVersion"],
+            wanted["Description"],
+            cls.weights(wanted),
+        )
+        return cls(wanted["Name"], made.arn)
+
+    @staticmethod
+    def weights(wanted: Any) -> Any:
+        divided = wanted.get("RoutingConfig", {}).get("AdditionalVersionWeights", [])
+        if divided and wanted.get("ProvisionedConcurrencyConfig"):
+            raise ValueError("Alias with weights can not be used with Provisioned Concurrency")
+        return {"AdditionalVersionWeights": {one["FunctionVersion"]: one["FunctionWeight"] for one in divided}}
+
+    @classmethod
+    def update_from_cloudformation_json(
+        cls, original_resource: Any, new_resource_name: str, cloudformation_json: Any, account_id: str, region_name: str
+    ) -> Any:
+        wanted = cloudformation_json["Properties"]
+        functions.get_backend(account_id, region_name).update_alias(
+            wanted["Name"],
+            wanted["FunctionName"],
+            wanted["FunctionVersion"],
+            wanted["Description"],
+            cls.weights(wanted),
+        )
+        return original_resource
+
+
+class Url(Made, CloudFormationModel):
+    __module__ = HOME
+    type = "AWS::Lambda::Url"
+
+    @classmethod
+    def make(cls, name: str, wanted: Any, account: str, region: str) -> Made:
+        made = functions.get_backend(account, region).create_function_url_config(wanted["TargetFunctionArn"], wanted)
+        return cls(name, made.url)
+
+
+class Permission(Made, CloudFormationModel):
+    __module__ = HOME
+    type = "AWS::Lambda::Permission"
+
+    @classmethod
+    def make(cls, name: str, wanted: Any, account: str, region: str) -> Made:
+        return cls(name, name)
+
+
 def read(change: models.ChangeSet) -> None:
     """A template that is JSON is read as JSON, which takes moto a second otherwise."""
     change.template_dict = models.Stack.parse_template(change.template)
@@ -205,6 +296,28 @@ def apply(change: models.ChangeSet) -> None:
     stack._parse_template()
     stack.description = stack.template_dict.get("Description")
     stack.output_map = stack._create_output_map()
+
+
+def renew(resources: parsing.ResourceMap, template: Any, parameters: Any = None) -> None:
+    """Updates a stack in the order in which its resources need each other, that of slml's templates; removes last."""
+    changes, before = resources.build_resource_diff(template, parameters), resources._resource_json_map
+    resources._template = template
+    resources.input_parameters = parameters or resources.input_parameters
+    resources.load_mapping()
+    resources.load_parameters()
+    resources.load_conditions()
+    resources._resource_json_map = template["Resources"]
+    where = {"account_id": resources._account_id, "region_name": resources._region_name}
+    for name, wanted in template["Resources"].items():
+        if name in changes["Modify"]:
+            made = parsing.parse_and_update_resource(name, wanted, resources, **where)
+            resources._parsed_resources[name] = made
+        elif name in changes["Add"]:
+            resources[name]
+    for name in changes["Remove"]:
+        made = resources._parsed_resources.pop(name, None)
+        if made is not None:
+            resources._delete_resource(made, before[name])
 
 
 def delete(resources: parsing.ResourceMap) -> None:
@@ -230,10 +343,14 @@ def install() -> None:
         model.create_from_cloudformation_json = classmethod(make)
         model.update_from_cloudformation_json = classmethod(update)
         model.delete = remover(kind)
+    functions.LambdaFunction.create_from_cloudformation_json = classmethod(function)
+    for model in (functions.LambdaVersion, functions.Permission):
+        model.cloudformation_type = staticmethod(lambda: "replaced by a class of this file")
     responses.CloudFormationResponse._validate_different_update = lambda *_: None  # a change set tells it, and fails
     models.ChangeSet._parse_template = read
     models.Stack.parse_template = staticmethod(read_text)
     models.ChangeSet.apply = apply
+    parsing.ResourceMap.update = renew
     parsing.ResourceMap.delete = delete
     for cached in (parsing.get_model_list, parsing.get_model_map, parsing.get_name_type_map):
         cached.cache_clear()
