@@ -44,9 +44,13 @@ def jensen_shannon(
     return float(np.sqrt(max(sum(part.sum() for part in parts) / 2, 0)))
 
 
-def cohen_h(a: float, b: float) -> float:  # 0 to pi
-    "How far two shares are apart."
-    return float(abs(2 * np.arcsin(np.sqrt(a)) - 2 * np.arcsin(np.sqrt(b))))
+def cohen_h(
+    a: float,  # 0 to 1
+    b: float,  # 0 to 1
+    chance: float = 0.0,  # the variance that sampling gives it: 1/n + 1/m
+) -> float:  # 0 to pi
+    "How far two shares are apart, less the step that chance makes on average."
+    return float(max(abs(2 * np.arcsin(np.sqrt(a)) - 2 * np.arcsin(np.sqrt(b))) - np.sqrt(chance), 0))
 
 # %% ../../nbs/monitoring/distance.ipynb #71e11994
 def chi_square(
