@@ -8,6 +8,7 @@ __all__ = ['Snapshot', 'Table', 'Catalog']
 # %% ../../nbs/tables/catalog.ipynb #90c7b31d
 import html
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,9 +102,14 @@ class Table:
         self,
         data: pa.Table | pa.RecordBatchReader,  # rows; a reader may be larger than memory
         properties: dict[str, str] | None = None,  # to note with the snapshot
+        unless: Callable[[Snapshot], bool] = lambda current: False,  # where it holds, the rows are not added
     ) -> Snapshot:
         "Add rows after those that are there. Raises `TableError`, `StorageError`; then nothing has changed."
-        return self.snapshot(write(self._place, data, properties or {}, replace=False))
+
+        def there(loaded: IcebergTable) -> bool:
+            return unless(_describe(self.name, loaded, loaded.current_snapshot()))
+
+        return self.snapshot(write(self._place, data, properties or {}, replace=False, unless=there))
 
     def replace(
         self,

@@ -205,9 +205,20 @@ def _begin(
     return transaction
 
 # %% ../../nbs/tables/commits.ipynb #542ca6ad
-def _commit(place: Place, files: DataFiles, came: pa.Schema, properties: dict[str, str], replace: bool) -> int:
-    "Make the files part of the table: the id of the new version."
+def _commit(
+    place: Place,
+    files: DataFiles,
+    came: pa.Schema,
+    properties: dict[str, str],
+    replace: bool,
+    unless: Callable[[IcebergTable], bool],
+) -> int:
+    "Make the files part of the table: the id of the new version, or of the current one where they are not wanted."
     transaction = _begin(place, came, replace)
+    current = transaction._table.current_snapshot()
+    if current and unless(transaction._table):
+        files.discard(_listed(place))  # this very write may have taken effect, and its answer been lost
+        return current.snapshot_id
     columns = schema_to_pyarrow(transaction.table_metadata.schema(), include_field_ids=True)
     if not columns.equals(files.schema, check_metadata=True):
         raise TableError(
@@ -230,7 +241,8 @@ def write(
     data: pa.Table | pa.RecordBatchReader,  # rows; a reader may be larger than memory
     properties: dict[str, str],  # to note with the version
     replace: bool,  # whether these rows will be the only ones
-) -> int:  # the id of the new version
+    unless: Callable[[IcebergTable], bool] = lambda table: False,  # where it holds of the table, leave that as it is
+) -> int:  # the id of the new version, or of the current one
     "Write rows and commit them. Raises `TableError`, `StorageError`; then nothing has changed."
     rows = data.to_reader() if isinstance(data, pa.Table) else data
     noted = {f"{PREFIX}{k}": str(v) for k, v in properties.items()}
@@ -240,7 +252,7 @@ def write(
     stored, files = arrow_schema(metadata.schema()), DataFiles(metadata, transaction._table.io)
     try:
         files.write(convert(batch, stored) for batch in rows)
-        return until_won(place.name, lambda: _commit(place, files, stored, noted, replace))
+        return until_won(place.name, lambda: _commit(place, files, stored, noted, replace, unless))
     except BaseException:
         with suppress(SlmlError):  # if the catalog does not answer, better leave files than remove some that it lists
             files.discard(_listed(place))
