@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,9 +20,24 @@ from slml.contract import Category, Column, Contract, Distance, Numeric, TimePar
 from slml.errors import RegistryError, TrainingError
 from slml.features.encoder import Encoder
 from slml.models.model import Model, build
+from slml.registry.aliases import changes, read_state
 from slml.registry.bundle import FILES, MANIFEST, Bundle, Lineage
 from slml.registry.export import check_parity, export
-from slml.registry.versions import load, promote, register, resolve, versions
+from slml.registry.gate import Audited
+from slml.registry.tracking import open_tracking
+from slml.registry.versions import (
+    Version,
+    clear_canary,
+    load,
+    models,
+    promote,
+    register,
+    resolve,
+    rollback,
+    set_canary,
+    set_shadow,
+    versions,
+)
 from slml.workspace import Workspace
 
 LINEAGE = Lineage(snapshots={"train": "trips@5132"}, runs={"train": "a41f"}, seed=0)
@@ -117,6 +133,31 @@ def workspace(tmp_path_factory) -> Workspace:
 def copy(bundle: Bundle, tmp_path: Path) -> Path:
     """The bundle once more, to do harm to."""
     return Path(shutil.copytree(bundle.uri, tmp_path / "copy"))
+
+
+AUDIT = Audited("trips@5132", rows_in=2100, kept=2000, quarantined=100)
+SERVICE = """
+import sys, numpy, pyarrow.parquet
+from slml.registry.bundle import Bundle
+rows, answers, uri = sys.argv[1:]
+numpy.save(answers, Bundle.load(uri).predict(pyarrow.parquet.read_table(rows)))
+assert not {"torch", "mlflow"} & set(sys.modules)
+"""
+
+
+def in_another_process(bundle: Bundle, rows: pa.Table) -> np.ndarray:
+    """Predictions of a fresh process that has the bundle's folder and nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(rows, f"{folder}/rows.parquet")
+        call = [sys.executable, "-c", SERVICE, f"{folder}/rows.parquet", f"{folder}/answers.npy", bundle.uri]
+        subprocess.run(call, check=True, cwd="/", timeout=60)
+        return np.load(f"{folder}/answers.npy")
+
+
+def enter(bundle: Bundle, name: str, workspace: Workspace, metrics: dict[str, float], **more: object) -> Version:
+    """Register a bundle that answers as it should and whose data was audited; `more` says otherwise."""
+    usual = {"baselines": BASELINES, "audit": AUDIT, "served": Bundle.predict}
+    return register(bundle, name, workspace, metrics=metrics, **{**usual, **more})
 
 
 def another(bundle: Bundle, folder: Path, number: int) -> Bundle:
@@ -239,18 +280,18 @@ def test_an_export_that_is_refused_leaves_nothing(table, contract, encoder, tmp_
 
 def test_the_first_serves_the_better_waits_and_the_worse_is_told_by_how_much(bundle, tmp_path, workspace):
     second, third = (another(bundle, tmp_path / str(n), n) for n in (2, 3))
-    assert register(bundle, "fares", workspace, metrics={"rmse": 2.0}, baselines=BASELINES).aliases == ("champion",)
-    assert register(second, "fares", workspace, metrics={"rmse": 1.5}, baselines=BASELINES).aliases == ("challenger",)
+    assert enter(bundle, "fares", workspace, {"rmse": 2.0}).aliases == ("champion",)
+    assert enter(second, "fares", workspace, {"rmse": 1.5}).aliases == ("challenger",)
     with pytest.raises(RegistryError, match=r"20\.0% above that of the champion fares@1"):
-        register(third, "fares", workspace, metrics={"rmse": 2.4}, baselines=BASELINES)
-    wide = register(third, "fares", workspace, metrics={"rmse": 2.4}, baselines=BASELINES, margin=0.25)
+        enter(third, "fares", workspace, {"rmse": 2.4})
+    wide = enter(third, "fares", workspace, {"rmse": 2.4}, margin=0.25)
     assert (wide.number, wide.aliases) == (3, ("challenger",))
     assert resolve("fares@champion", workspace) == bundle.uri
 
 
 def test_a_model_that_is_no_better_than_a_constant_is_refused(bundle, workspace):
     with pytest.raises(RegistryError, match=r"10\.0% above that of a constant"):
-        register(bundle, "constant", workspace, metrics={"rmse": 3.3}, baselines=BASELINES)
+        enter(bundle, "constant", workspace, {"rmse": 3.3})
     assert versions("constant", workspace) == []
 
 
@@ -260,24 +301,145 @@ def test_a_bundle_of_unknown_origin_is_refused(bundle, tmp_path, workspace):
     nameless = msgspec.json.encode(Lineage(snapshots={"train": "trips"}, runs={}))
     lost = write(str(tmp_path / "b"), {**read_files(bundle.uri), "lineage.json": nameless})
     with pytest.raises(RegistryError, match="runs, seed, the id of the snapshot 'trips'"):
-        register(lost, "unknown", workspace, metrics={"rmse": 2.0}, baselines=BASELINES)
+        enter(lost, "unknown", workspace, {"rmse": 2.0})
 
 
 def test_a_promotion_can_be_taken_back(bundle, tmp_path, workspace):
-    register(bundle, "returned", workspace, metrics={"rmse": 2.0}, baselines=BASELINES)
+    enter(bundle, "returned", workspace, {"rmse": 2.0})
     second = another(bundle, tmp_path / "2", 2)
-    new = register(second, "returned", workspace, metrics={"rmse": 1.9}, baselines=BASELINES, promote=True)
+    new = enter(second, "returned", workspace, {"rmse": 1.9}, promote=True)
     assert new.aliases == ("champion",)
     assert load("returned@champion", workspace).hash == second.hash
     promote("returned@1", workspace)
     assert load("returned@champion", workspace).hash == bundle.hash
 
 
+def test_torch_onnx_runtime_and_the_service_have_to_agree(bundle, workspace):
+    assert enter(bundle, "agreed", workspace, {"rmse": 2.0}, served=in_another_process).number == 1
+
+    def later(bundle: Bundle, rows: pa.Table) -> np.ndarray:  # a service that reads times in another zone
+        start = pc.add(rows["start"], pa.scalar(3600, pa.duration("s")))
+        return bundle.predict(rows.set_column(rows.column_names.index("start"), "start", start))
+
+    with pytest.raises(RegistryError, match=r"served model differs from the trained one in \d+ of \d+ rows[\s\S]*off"):
+        enter(bundle, "later", workspace, {"rmse": 2.0}, served=later)
+    with pytest.raises(RegistryError, match=r"answered 0 of \d+ rows"):
+        enter(bundle, "later", workspace, {"rmse": 2.0}, served=lambda b, rows: np.full(len(rows), np.nan))
+    assert versions("later", workspace) == []
+
+
+@pytest.mark.parametrize(
+    ("audit", "said"),
+    [
+        (Audited("trips@5132", 2100, 2000, 90), r"\+10 of 2,100 rows are unaccounted for"),
+        (Audited("trips@5132", 100, 0, 100), "no row was kept"),
+        (Audited("trips@5132", 2100, 2000, 100, {"fare: between": 7}), "7 of 2,000 kept rows break 'fare: between'"),
+        (Audited("trips@1", 2100, 2000, 100), "learned from trips@5132, not from trips@1"),
+    ],
+)
+def test_data_that_has_not_passed_its_audit_is_refused(audit, said, bundle, workspace):
+    with pytest.raises(RegistryError, match=said):
+        enter(bundle, "unaudited", workspace, {"rmse": 2.0}, audit=audit)
+
+
+def test_further_baselines_may_be_asked_for(bundle, workspace):
+    both = {**BASELINES, "linear": {"rmse": 1.9}}
+    with pytest.raises(RegistryError, match=r"5\.3% above that of a linear"):
+        enter(bundle, "linear", workspace, {"rmse": 2.0}, baselines=both, beats=("constant", "linear"))
+
+
+# What is recorded and can be taken back
+
+
+@pytest.fixture
+def three(bundle: Bundle, tmp_path: Path, workspace: Workspace, request: pytest.FixtureRequest) -> str:
+    """A model whose three versions were champion one after the other."""
+    name = request.node.name.removeprefix("test_")[:40]
+    for number in (1, 2, 3):
+        enter(another(bundle, tmp_path / str(number), number), name, workspace, {"rmse": 2.0}, promote=True)
+    return name
+
+
+def champion(name: str, workspace: Workspace) -> tuple[int, int]:
+    """The champion, as a service and as MLflow see it."""
+    state = read_state(workspace.root, workspace.project, name)
+    model = open_tracking(workspace).get_registered_model(f"{workspace.project}.{name}")
+    return state.aliases["champion"].version, int(model.aliases["champion"])
+
+
+def test_a_rollback_goes_back_step_by_step_and_ends(three, workspace):
+    assert [rollback(three, workspace, why="wrong").number for _ in range(2)] == [2, 1]
+    with pytest.raises(RegistryError, match=r"no champion .* to go back to"):
+        rollback(three, workspace)
+    assert promote(f"{three}@3", workspace).number == 3
+    assert rollback(three, workspace).number == 1
+    assert champion(three, workspace) == (1, 1)
+
+
+def test_a_champion_that_cannot_be_loaded_is_none(three, workspace, tmp_path):
+    (tmp_path / "2" / "model.onnx").write_bytes(b"something else")
+    for change in (lambda: rollback(three, workspace), lambda: promote(f"{three}@2", workspace)):
+        with pytest.raises(RegistryError, match="was changed after"):
+            change()
+    assert champion(three, workspace) == (3, 3)
+
+
+def test_each_change_says_who_and_why_in_both_books(three, workspace):
+    ann = workspace.model_copy(update={"user": "ann"})
+    rollback(three, ann, why="fares at the airport")
+    set_canary(f"{three}@3", 10, ann, why="with care")
+    set_shadow(f"{three}@1", ann)
+    clear_canary(three, ann)
+    assert promote(f"{three}@3", ann, why="it was the meter").state == "serves"
+    told = [(s.who, s.action, s.why) for s in changes(workspace.root, workspace.project, three, after=3)]
+    assert told == [
+        ("ann", "rollback", "fares at the airport"),
+        ("ann", "canary", "with care"),
+        ("ann", "shadow", ""),
+        ("ann", "clear canary", ""),
+        ("ann", "promote", "it was the meter"),
+    ]
+    tags = open_tracking(workspace).get_registered_model(f"{workspace.project}.{three}").tags
+    assert "ann rollback: champion 2. fares at the airport" in tags["slml.change.00000004"]
+    assert tags["slml.change"] == "8"
+    assert [v.state for v in models(workspace) if v.name == three] == ["shadow", "", "serves"]
+
+
+def test_a_crash_between_the_two_books_is_made_good_by_the_next_change(three, workspace, monkeypatch):
+    from slml.registry import versions as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed right there
+        with pytest.raises(KeyboardInterrupt):
+            rollback(three, workspace, why="killed")
+    assert champion(three, workspace) == (2, 3)
+    assert resolve(f"{three}@champion", workspace).endswith("/2")  # what services follow is what holds
+    set_shadow(f"{three}@1", workspace)
+    assert champion(three, workspace) == (2, 2)
+    tags = open_tracking(workspace).get_registered_model(f"{workspace.project}.{three}").tags
+    assert "rollback: champion 2. killed" in tags["slml.change.00000004"]
+
+
+def test_mlflows_own_tools_load_the_champion(three, workspace, table, bundle, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace.tracking_uri)
+    loaded = mlflow.pyfunc.load_model(f"models:/{workspace.project}.{three}@champion")
+    assert np.array_equal(loaded.predict(table.to_pandas()), bundle.predict(table))
+
+
+def test_a_canary_has_a_share_and_is_not_the_champion(three, workspace):
+    with pytest.raises(RegistryError, match="above 0"):
+        set_canary(f"{three}@1", 0, workspace)
+    with pytest.raises(RegistryError, match="is the champion"):
+        set_canary(f"{three}@3", 10, workspace)
+
+
 def test_two_registrations_at_once_leave_one_champion(bundle, tmp_path, workspace):
-    def enter(candidate: Bundle) -> None:
-        register(candidate, "raced", workspace, metrics={"rmse": 2.0}, baselines=BASELINES)
+    def race(candidate: Bundle) -> None:
+        enter(candidate, "raced", workspace, {"rmse": 2.0})
 
     with ThreadPoolExecutor(2) as threads:
-        list(threads.map(enter, [another(bundle, tmp_path / str(n), n) for n in (1, 2)]))
+        list(threads.map(race, [another(bundle, tmp_path / str(n), n) for n in (1, 2)]))
     found = versions("raced", workspace)
     assert [(v.number, v.aliases) for v in found] == [(1, ("champion",)), (2, ("challenger",))]

@@ -124,6 +124,7 @@ def agree(
     expected: np.ndarray,  # what torch predicted
     got: np.ndarray,  # what ONNX Runtime, or a service, predicts
     tolerance: float = TOLERANCE,  # relative
+    what: str = "The exported model",  # for the message
 ) -> float:  # the largest relative difference
     "Hold two predictions of the same rows against each other. Raises `RegistryError` saying where and how far apart."
     if expected.shape != got.shape or not len(got):
@@ -134,10 +135,10 @@ def agree(
         return float(apart[worst])
     row = rows[worst : worst + 1].to_pylist()[0]
     raise RegistryError(
-        f"The exported model differs from the trained one in {(apart > tolerance).sum()} of {len(apart)} rows.",
+        f"{what} differs from the trained one in {(apart > tolerance).sum()} of {len(apart)} rows.",
         expected=f"{expected[worst]} within {tolerance:g} (relative) for row {worst}: {row}",
         came=f"{got[worst]}, which is {apart[worst]:.2g} off",
-        todo="compute the features of this row in torch and in ONNX Runtime: one operation has another meaning there.",
+        todo="compute the features of this row in both: one operation, or one type, has another meaning there.",
     )
 
 # %% ../../nbs/registry/bundle.ipynb #a4545ecc
