@@ -20,7 +20,7 @@ from granian.constants import HTTPModes
 from granian.server.embed import Server
 
 from ..errors import RegistryError, SlmlError, closest
-from ..registry.aliases import Pointer, State, read_state
+from ..registry.aliases import Pointer, State, changes, read_state
 from .log import RequestLog, place
 from .predictor import Predictor, check
 from .service import Application, Service, Versions
@@ -46,7 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def model(self) -> str:
         "The name of the model in the registry; nothing for a bundle."
-        return self.source.partition("@")[0] if self.project else ""
+        return "" if "/" in self.source or not self.project else self.source.partition("@")[0]
 
     @property
     def alias(self) -> str:
@@ -92,9 +92,10 @@ def _pointed(state: State, settings: Settings) -> Pointer:
     "The version that is to be served. Raises `RegistryError`."
     if settings.alias in state.aliases:
         return state.aliases[settings.alias]
-    for pointer in state.aliases.values():
-        if str(pointer.version) == settings.alias:
-            return pointer
+    for one in [state, *reversed(changes(settings.root, settings.project, settings.model))]:
+        for pointer in (*one.aliases.values(), one.canary, one.shadow):
+            if pointer and str(pointer.version) == settings.alias:
+                return pointer
     known = [f"{settings.model}@{name}" for name in state.aliases]
     raise RegistryError(
         f"There is no version '{settings.model}@{settings.alias}' in the project {settings.project}.",
