@@ -1,7 +1,9 @@
 """A service in AWS Lambda: its template, its deployments on moto, and the function in the runtime client's loop."""
 
 import fnmatch
+import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,9 +14,14 @@ from urllib.request import urlopen
 
 import boto3
 import msgspec
+import numpy as np
+import onnx.parser
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from cloud import cloudformation
+from cloud.runtime import Runtime
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from test_aws import ACCOUNT, BUCKET, REGION, filled, holds
@@ -24,9 +31,15 @@ from slml.aws.changes import discard
 from slml.aws.parts import UNTAGGED
 from slml.aws.service import Release, Service, deployed, rights, taken_back, template
 from slml.aws.template import INLINE, as_json, as_yaml
+from slml.contract import Column, Contract, Numeric
 from slml.errors import CloudError, SettingsError, UsageError
+from slml.features.encoder import Encoder
+from slml.quality.profile import profile
 from slml.registry.aliases import Pointer, State, write_change
+from slml.registry.bundle import MLMODEL, PREDICTION, Bundle, Lineage, write
 from slml.registry.tracking import open_tracking
+from slml.serving import service as serving
+from slml.serving.predictor import Predictor
 from slml.workspace import Workspace
 
 ROOT = f"s3://{BUCKET}/taxi"
@@ -338,3 +351,155 @@ def test_what_cannot_be_deployed(workspace: Workspace, put: Callable, tmp_path: 
     boto3.client("ecr").batch_delete_image(repositoryName="slml", imageIds=[{"imageTag": "service"}])
     with pytest.raises(CloudError, match="slml aws image --variant service"):
         deploy.plan_deploy("fare@2", workspace)
+
+
+# The function, in the loop of AWS's own client for Python
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model that can be checked by hand: 3.25 to begin with, and 2.16 for each mile."""
+    trips = pa.table({"miles": [1.0, 2.5, 10.0, 4.0], "fare": [5.5, 8.5, 25.0, 12.0]})
+    predicted = pa.array(np.float32(3.25) + np.float32(2.16) * trips["miles"].to_numpy().astype(np.float32))
+    columns = [Column(name="miles", type="float"), Column(name="fare", type="float")]
+    contract = Contract(name="fare", columns=columns, target="fare", task="regression", features=[Numeric("miles")])
+    graph = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 20]>
+        fares (float[batch] miles) => (float[batch] fare) <float entry = {3.25}, float per_mile = {2.16}> {
+            distance = Mul(miles, per_mile)
+            fare = Add(distance, entry)
+        }
+    """)
+    pq.write_table(trips.select(["miles"]).append_column(PREDICTION, predicted), parity := io.BytesIO())
+    lineage = Lineage(snapshots={"train": "trips@5132"}, runs={"train": "a41f"}, seed=0)
+    return write(
+        str(tmp_path_factory.mktemp("bundle") / "fare"),
+        {
+            "model.onnx": graph.SerializeToString(),
+            "encoder.json": Encoder.fit(trips, contract).model_dump_json().encode(),
+            "contract.json": contract.to_json().encode(),
+            "parity.parquet": parity.getvalue(),
+            "metrics.json": b"{}",
+            "lineage.json": msgspec.json.encode(lineage),
+            "profile.json": profile(trips.append_column("prediction", predicted), contract).to_json().encode(),
+            "MLmodel": MLMODEL,
+        },
+    )
+
+
+@pytest.fixture
+def variables(bundle: Bundle, tmp_path: Path) -> Mapping[str, str]:
+    """What the template tells a function."""
+    told = {"SLML_BUNDLE": bundle.uri, "SLML_BUNDLE_HASH": bundle.hash, "SLML_VERSION": "fare@3"}
+    return {**os.environ, **told, "SLML_SERVED": str(tmp_path / "served"), "SLML_LOG_SHARE": "100"}
+
+
+COMMAND = [sys.executable, "-m", "slml.serving.serverless"]
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[[Mapping[str, str]], Runtime]]:
+    """Starts a copy of the function."""
+    started = []
+
+    def go(environment: Mapping[str, str]) -> Runtime:
+        started.append(Runtime(COMMAND, environment))
+        return started[-1]
+
+    yield go
+    for one in started:
+        if one.process.returncode is None:
+            one.end()
+
+
+def event(method: str, path: str, body: str = "", **headers: str) -> dict[str, object]:
+    """What a function URL makes of a request."""
+    about = {"http": {"method": method, "path": path, "protocol": "HTTP/1.1", "sourceIp": "203.0.113.7"}}
+    told = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    found = {"version": "2.0", "rawPath": path, "rawQueryString": "", "headers": told, "requestContext": about}
+    return found | ({"body": body, "isBase64Encoded": False} if body else {})
+
+
+def logged(environment: Mapping[str, str]) -> list[Path]:
+    """The files of the request log."""
+    return sorted(Path(environment["SLML_SERVED"]).rglob("*.parquet"))
+
+
+def test_the_function_answers_as_the_server_does(run: Callable, variables: Mapping[str, str], bundle: Bundle) -> None:
+    copy, here = run(variables), serving.Service(serving.Versions(Predictor(bundle, "fare@3", 3)))
+    for asked in (
+        event("POST", "/predict", '{"miles": 3}'),
+        event("POST", "/predict", '{"rows": [{"miles": 3}, {"miles": 400}], "key": "ann"}'),
+        event("POST", "/predict", '{"miles": "far"}'),
+        event("POST", "/predict", "{"),
+        event("GET", "/health"),
+        event("GET", "/schema"),
+        event("GET", "/"),
+        event("GET", "/nothing"),
+        event("PUT", "/predict"),
+    ):
+        kind, got = copy.invoke(asked)
+        method, body = asked["requestContext"]["http"]["method"], asked.get("body", "").encode()
+        wanted = here.answer(method, asked["rawPath"], asked["headers"], body)
+        assert (kind, got["statusCode"]) == ("response", wanted.status)
+        assert got["headers"]["content-type"] == wanted.kind
+        if wanted.kind == serving.JSON:
+            answer, expected = json.loads(got["body"]), json.loads(wanted.body)
+            assert answer | {"request": ""} == expected | {"request": ""}
+
+
+def test_no_answer_waits_for_the_log_and_nothing_of_it_is_lost(run: Callable, variables: Mapping[str, str]) -> None:
+    copy = run(variables)
+    for number in range(5):
+        copy.invoke(event("POST", "/predict", f'{{"miles": {number}}}'), f"{number}")
+        assert len(logged(variables)) == 1, "the first one at once, as it may be the last; the others wait"
+    assert copy.end() < 0.5
+    assert copy.process.returncode == 0
+    table = pa.concat_tables(map(pq.read_table, logged(variables)))
+    assert sorted(table["miles"].to_pylist()) == [0, 1, 2, 3, 4]
+    assert set(table["_version"].to_pylist()) == {3}
+
+
+def test_a_storage_that_fails_keeps_nobody_waiting(run: Callable, variables: Mapping[str, str], tmp_path: Path) -> None:
+    (tmp_path / "served").write_text("no folder")
+    copy = run(variables)
+    for _ in range(3):
+        assert copy.invoke(event("POST", "/predict", '{"miles": 1}'))[1]["statusCode"] == 200
+
+
+def test_a_function_with_a_key(run: Callable, variables: Mapping[str, str]) -> None:
+    copy = run({**variables, "SLML_API_KEY": "sesame", "SLML_LOG_SHARE": "0"})
+    asked = event("POST", "/predict", '{"miles": 1}')
+    assert copy.invoke(asked)[1]["statusCode"] == 401
+    assert copy.invoke(event("POST", "/predict", '{"miles": 1}', x_api_key="sesame"))[1]["statusCode"] == 200
+    assert not copy.extensions, "nothing is logged, so nobody has to be told"
+
+
+def test_what_is_no_request_is_an_error_and_the_next_one_is_answered(
+    run: Callable, variables: Mapping[str, str]
+) -> None:
+    copy = run(variables)
+    kind, error = copy.invoke({"miles": 1})
+    assert kind == "error"
+    assert "does not come from a function URL" in error["errorMessage"]
+    assert copy.invoke(event("POST", "/predict", '{"miles": 1}'))[1]["statusCode"] == 200
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"SLML_BUNDLE_HASH": "0" * 64}, "not the one that was registered"),
+        ({"SLML_BUNDLE": "/nowhere"}, "no whole bundle"),
+        ({"SLML_VERSION": ""}, "not told what to serve"),
+    ],
+)
+def test_a_function_that_cannot_start_says_why(
+    wrong: Mapping[str, str], words: str, run: Callable, variables: Mapping[str, str]
+) -> None:
+    assert words in run({**variables, **wrong}).failure()
+
+
+def test_the_process_loads_nothing_heavy(variables: Mapping[str, str]) -> None:
+    code = "from slml.serving import serverless; serverless.opened(); import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+    assert not {"torch", "mlflow", "boto3", "pandas", "granian", "typer"} & set(done.stdout.split()), done.stderr
