@@ -84,8 +84,8 @@ SEEN = pa.schema(
 OF_COLUMNS = pa.schema(
     [
         ("since", _TIME), ("until", _TIME), ("version", pa.int64()), ("column", _TEXT), ("kind", _TEXT),
-        ("psi", _NUMBER), ("jensen_shannon", _NUMBER), ("ks", _NUMBER), ("wasserstein", _NUMBER), ("p", _NUMBER), ("nulls", _NUMBER),
-        ("nulls_before", _NUMBER), ("new", _NUMBER),
+        ("psi", _NUMBER), ("jensen_shannon", _NUMBER), ("ks", _NUMBER), ("wasserstein", _NUMBER), ("p", _NUMBER),
+        ("nulls", _NUMBER), ("nulls_before", _NUMBER), ("new", _NUMBER),
     ]
 )  # fmt: skip
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'PAUSE', 'TIMEOUT', 'BUSY', 'Opener', 'CHANNELS', 'Alert', 'event_id', 'Channel', 'Log', 'Webhook',
-           'open_channel', 'tell', 'Breach', 'covers', 'is_news']
+           'open_channel', 'tell', 'Breach', 'alike', 'known', 'is_news']
 
 # %% ../../nbs/monitoring/alerts.ipynb #c0cc7e11
 import hashlib
@@ -156,28 +156,42 @@ class Breach(msgspec.Struct, frozen=True):
     "Something that is not as it should be, from its first window to its last."
 
     id: str
-    kind: str  # as the diagnosis calls it
+    kinds: tuple[str, ...]  # as the diagnosis calls them
     columns: tuple[str, ...] = ()
     since: str = ""  # the beginning of its first window, ISO 8601, UTC
     over: str = ""  # when it was seen no more; empty: it lasts
+    verdict: str = ""  # what would help: look, fix the feed, retrain
 
 
-def covers(
+def alike(
     breach: Breach,
-    kind: str,
+    kinds: Iterable[str],
     columns: Iterable[str],
 ) -> bool:
-    "Whether what was found is this breach again."
-    return breach.kind == kind and set(columns) <= set(breach.columns)
+    "Whether what was found is of this breach: of its kinds, and of a column that it has."
+    columns = set(columns)
+    return set(kinds) <= set(breach.kinds) and (
+        not columns or not breach.columns or bool(columns & set(breach.columns))
+    )
+
+
+def known(
+    breaches: Iterable[Breach],
+    kinds: Iterable[str],
+    columns: Iterable[str],
+) -> bool:
+    "Whether some breaches together explain all that was found."
+    same = [b for b in breaches if set(kinds) <= set(b.kinds)]
+    return bool(same) and set(columns) <= {column for b in same for column in b.columns}
 
 
 def is_news(
-    breaches: Iterable[Breach],  # known ones
-    kind: str,
+    breaches: Iterable[Breach],
+    kinds: Sequence[str],
     columns: Sequence[str],
     now: datetime,
     cool_down: timedelta,
 ) -> bool:
     "Whether people should be told of what was found."
-    known = [b for b in breaches if covers(b, kind, columns)]
-    return not any(not b.over or now - datetime.fromisoformat(b.over) < cool_down for b in known)
+    recent = [b for b in breaches if not b.over or now - datetime.fromisoformat(b.over) < cool_down]
+    return not known(recent, kinds, columns)
