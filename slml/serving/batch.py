@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROW', 'READS', 'PIECE', 'STEP', 'PART_ROWS', 'key_columns', 'check', 'answers', 'output_schema', 'predict_batch',
-           'in_order', 'Part', 'parts', 'predict_part', 'held', 'Predicted', 'predict']
+           'in_order', 'Part', 'parts', 'predict_part', 'held', 'Predicted', 'predict', 'plot']
 
 # %% ../../nbs/serving/batch.ipynb #41237fd6
 from collections import deque
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,9 @@ from ..storage import exists, filesystem, open_atomic, remove
 from ..tables.catalog import Snapshot, Table
 from ..tables.rowhash import ROW_HASH
 from ..tables.storable import check_fits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # %% ../../nbs/serving/batch.ipynb #0c3c91ea
 ROW = "row"  # the place of a row in its snapshot, 0 for the first
@@ -342,3 +346,38 @@ def _added(
     noted = {"predicted": snapshot.ref, "version": version, "bundle": bundle.hash}
     after = table.append(rows, noted, unless=unless)
     return after, 0 if any(faster) else snapshot.rows
+
+# %% ../../nbs/serving/batch.ipynb #747cf92c
+def _spread(axes: "Axes", values: dict[str, pa.ChunkedArray]) -> None:
+    "Numbers as histograms, the outermost hundredth left out."
+    numbers = {label: column.to_numpy().astype(float) for label, column in values.items()}
+    limits = np.nanquantile(np.concatenate(list(numbers.values())), [0.005, 0.995])
+    for label, column in numbers.items():
+        axes.hist(column, 40, tuple(limits), density=True, alpha=0.6, label=label)
+    axes.set_ylabel("density")
+
+
+def _shares(axes: "Axes", values: dict[str, pa.ChunkedArray]) -> None:
+    "Classes as bars."
+    texts = {label: column.cast(pa.string()) for label, column in values.items()}
+    names = sorted({name for column in texts.values() for name in column.unique().to_pylist()})
+    for n, (label, column) in enumerate(texts.items()):
+        heights = [pc.sum(pc.equal(column, name)).as_py() / max(len(column), 1) for name in names]
+        axes.bar(np.arange(len(names)) + 0.4 * n, heights, 0.4, label=label)
+    axes.set_xticks(np.arange(len(names)), names)
+    axes.set_ylabel("share")
+
+
+def plot(
+    predictions: pa.Table,  # one column: numbers or classes
+    target: pa.Table | None = None,  # one column, of the same kind; none where it is not known yet
+) -> "Axes":
+    "How predictions are spread, and the target beside them."
+    from matplotlib import pyplot as plt  # slow to load
+
+    _, axes = plt.subplots(figsize=(6, 3))
+    tables = {"predicted": predictions, **({"target": target} if target else {})}
+    values = {label: table.column(0).drop_null() for label, table in tables.items()}
+    (_shares if pa.types.is_string(predictions.schema.types[0]) else _spread)(axes, values)
+    axes.legend()
+    return axes
