@@ -4,6 +4,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -63,12 +64,15 @@ class Visit:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
-    """Go to a page: `visit(url, width=..., height=..., scheme=..., touch=...)`."""
+    """Go to a page: `visit(url, width=..., scheme=..., touch=..., password=...)`."""
     contexts = []
 
-    def go(url: str, width: int = 1200, height: int = 900, scheme: str = "light", touch: bool = False) -> Visit:
-        size = {"width": width, "height": height}
-        contexts.append(browser.new_context(viewport=size, color_scheme=scheme, has_touch=touch, is_mobile=touch))
+    def go(url: str, width: int = 1200, scheme: str = "light", touch: bool = False, password: str = "") -> Visit:
+        more = {"http_credentials": {"username": "", "password": password}} if password else {}
+        size = {"width": width, "height": 667 if touch else 900}
+        contexts.append(
+            browser.new_context(viewport=size, color_scheme=scheme, has_touch=touch, is_mobile=touch, **more)
+        )
         visit = Visit(contexts[-1])
         visit.tab.goto(url)
         return visit
@@ -90,6 +94,7 @@ class Small(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.facts, self.key, self.prefix, self.classes = facts, key, prefix, classes
         self.status = 200  # of an answer, until told otherwise
+        self.late = 0.0  # seconds until one is given
         self.rows: list[dict] = []  # that were asked for
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -149,6 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.server.key and self.headers.get("authorization") != f"Bearer {self.server.key}":
             status = 401
         elif status == 200:
+            time.sleep(self.server.late)
             status, answer = self.server.predict(asked["rows"][0])
         self.reply(status, json.dumps(answer).encode(), {"content-type": "application/json"})
 

@@ -279,7 +279,7 @@ def test_every_text_can_be_read(small: Callable, visit: Callable, scheme: str) -
 
 def test_a_phone_is_wide_enough(small: Callable, visit: Callable) -> None:
     """At 375 px nothing is cut off, fingers hit what they aim at, and the prediction stays in sight."""
-    seen = visit(small(FACTS).url, width=375, height=667, touch=True)
+    seen = visit(small(FACTS).url, width=375, touch=True)
     seen.answer()
     assert seen.tab.evaluate("document.documentElement.scrollWidth") == 375
     wide = "e => [...e.querySelectorAll('*')].filter(x => x.getBoundingClientRect().right > 376).map(x => x.outerHTML)"
@@ -390,3 +390,15 @@ def test_a_service_in_trouble_is_told_and_asked_again(small: Callable, visit: Ca
     server.status = 200
     seen.tab.context.set_offline(False)
     expect(seen.tab.locator("#value")).to_have_text("17.0EUR")
+
+
+def test_an_answer_to_an_earlier_row_is_not_shown(small: Callable, visit: Callable) -> None:
+    """Not even while the page still waits for the next key."""
+    server = small(FACTS)
+    seen = visit(server.url)
+    seen.answer()
+    server.late = 0.3
+    seen.tab.get_by_label("stops").fill("1")
+    seen.tab.wait_for_timeout(350)  # asked, and about to be answered
+    seen.tab.get_by_label("stops").fill("2")
+    assert seen.answer().startswith("12.0")

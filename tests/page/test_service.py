@@ -9,8 +9,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pyarrow as pa
 import pytest
@@ -20,6 +22,7 @@ from slml.features.encoder import Encoder
 from slml.models.model import build
 from slml.registry.bundle import Bundle, Lineage
 from slml.registry.export import export, profile_of
+from slml.serving.page import HEADERS
 from slml.taxi import contract, generate
 from slml.training.baselines import baselines
 from slml.training.fit import fit, predict
@@ -78,17 +81,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def service(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def serving(bundle: Bundle, output: Path, key: str = "") -> Iterator[str]:
     """The address of a service of that model, in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    output = tmp_path_factory.mktemp("service") / "output.txt"
-    command = [sys.executable, "-m", "slml.serving.serve", bundle.uri, "--port", str(port)]
-    open_to_all = {**os.environ, "SLML_API_KEY": ""}
+    command = [sys.executable, "-m", "slml.serving", bundle.uri, "--port", str(port)]
+    environment = {**os.environ, "SLML_API_KEY": key}
     with output.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=open_to_all)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     url = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(300):
@@ -102,6 +104,13 @@ def service(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def service(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service that all tests share."""
+    with serving(bundle, tmp_path_factory.mktemp("service") / "output.txt") as url:
+        yield url
 
 
 def typed(row: dict) -> pa.Table:
@@ -148,6 +157,22 @@ def test_the_page_knows_its_model(service: str, bundle: Bundle, visit: Callable)
     assert f"{bundle.metrics['test']['rmse']:.2f}" in text
     for part in ("How wrong it is", "What it knows", "Where it is wrong", "What it looks at"):
         assert part in text
+
+
+def test_the_policy_is_sent(service: str) -> None:
+    """With the page, so that a browser runs nothing but the page's own script."""
+    with urllib.request.urlopen(service, timeout=10) as answer:
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+
+
+def test_a_locked_service_opens_with_its_key(bundle: Bundle, visit: Callable, tmp_path: Path) -> None:
+    """The browser asks for it once, and it goes with each request of the page; without it nothing is told."""
+    with serving(bundle, tmp_path / "output.txt", key="open sesame") as url:
+        with pytest.raises(HTTPError, match="401"):
+            urllib.request.urlopen(url, timeout=10)
+        seen = visit(url, password="open sesame")
+        assert seen.answer().endswith("USD")
+        assert seen.tab.locator("#unlock").is_hidden()
 
 
 @pytest.mark.parametrize(("name", "width"), [("light", 1200), ("dark", 1200), ("phone", 375)])
