@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from slml.registry.versions import (
     set_shadow,
     versions,
 )
+from slml.serving.check import over_http
 from slml.workspace import Workspace
 
 LINEAGE = Lineage(snapshots={"train": "trips@5132"}, runs={"train": "a41f"}, seed=0)
@@ -136,22 +136,6 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
 
 
 AUDIT = Audited("trips@5132", rows_in=2100, kept=2000, quarantined=100)
-SERVICE = """
-import sys, numpy, pyarrow.parquet
-from slml.registry.bundle import Bundle
-rows, answers, uri = sys.argv[1:]
-numpy.save(answers, Bundle.load(uri).predict(pyarrow.parquet.read_table(rows)))
-assert not {"torch", "mlflow"} & set(sys.modules)
-"""
-
-
-def in_another_process(bundle: Bundle, rows: pa.Table) -> np.ndarray:
-    """Predictions of a fresh process that has the bundle's folder and nothing else."""
-    with tempfile.TemporaryDirectory() as folder:
-        pq.write_table(rows, f"{folder}/rows.parquet")
-        call = [sys.executable, "-c", SERVICE, f"{folder}/rows.parquet", f"{folder}/answers.npy", bundle.uri]
-        subprocess.run(call, check=True, cwd="/", timeout=60)
-        return np.load(f"{folder}/answers.npy")
 
 
 def enter(bundle: Bundle, name: str, workspace: Workspace, metrics: dict[str, float], **more: object) -> Version:
@@ -315,7 +299,7 @@ def test_a_promotion_can_be_taken_back(bundle, tmp_path, workspace):
 
 
 def test_torch_onnx_runtime_and_the_service_have_to_agree(bundle, workspace):
-    assert enter(bundle, "agreed", workspace, {"rmse": 2.0}, served=in_another_process).number == 1
+    assert enter(bundle, "agreed", workspace, {"rmse": 2.0}, served=over_http).number == 1
 
     def later(bundle: Bundle, rows: pa.Table) -> np.ndarray:  # a service that reads times in another zone
         start = pc.add(rows["start"], pa.scalar(3600, pa.duration("s")))

@@ -10,6 +10,7 @@ __all__ = []
 from . import tables as tables  # in the order in which --help shows them
 from . import jobs as jobs
 from . import runs as runs
+from . import models as models
 from . import serving as serving
 from . import money as money
 from . import cloud as cloud

@@ -136,6 +136,6 @@ def drawn(version: Version, known: Lineage, workspace: Workspace) -> Picture:
     ways = [origins(ref, workspace) for ref in dict.fromkeys(known.snapshots.values())]
     longest = max(map(len, ways), default=0)
     before = [list(dict.fromkeys(way[n - longest] for way in ways if len(way) >= longest - n)) for n in range(longest)]
-    runs = [Box("run", step, id) for step, id in known.runs.items()]
+    runs = [Box("run", step, id) for step, id in sorted(known.runs.items(), key=lambda run: run[1])]  # by time
     made = Box("version", version.ref, f"{version.metric} {version.value:.4g}")
     return Picture([*before, runs, [made], [Box("service", version.name, version.state)] if version.state else []])

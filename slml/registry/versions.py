@@ -22,7 +22,6 @@ from . import gate
 from .aliases import Canary, Pointer, State, change, changes, read_state
 from .bundle import Bundle
 from .tracking import alone, open_tracking, retry
-from ..training.metrics import headline
 from ..workspace import Workspace
 
 if TYPE_CHECKING:
@@ -228,9 +227,11 @@ def register(
     margin: float = gate.MARGIN,  # what it may be worse than the champion, as a share of the champion's error
     promote: bool = False,  # make it the champion
     run_id: str = "",  # MLflow's id of the run that made it
-    why: str = "",  # for those who read the changes
+    why: str = "",  # for those who read the changes; empty: its test error
 ) -> Version:
     "Admit a bundle as a version of a model. Raises `RegistryError`, saying by how much, for one that is not admitted."
+    from slml.training.metrics import headline  # loads scikit-learn, which a list of versions can do without
+
     metric = headline(bundle.contract.task)
     value = gate.measured(metrics, metric, "the model")
     data = ", ".join(sorted(set(bundle.lineage.snapshots.values())))
