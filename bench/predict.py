@@ -26,7 +26,7 @@ from slml.taxi import contract, generate
 
 PLAIN = [Numeric(column=name) for name in ("ORIGIN_BLOCK_LATITUDE", "ORIGIN_BLOCK_LONGITUDE")]
 PLAIN += [Numeric(column=name) for name in ("DESTINATION_BLOCK_LAT", "DESTINATION_BLOCK_LONG", "MILEAGE", "DURATION")]
-PLAIN += [Numeric(column=name) for name in ("TOLLAMOUNT", "AIRPORT")]
+PLAIN += [Numeric(column=name) for name in ("TOLLAMOUNT", "EXTRAFAREAMOUNT")]
 
 
 def bundles(taxi: Contract, rows: object, folder: Path) -> list[Path]:

@@ -353,7 +353,7 @@ def _spread(axes: "Axes", values: dict[str, pa.ChunkedArray]) -> None:
     numbers = {label: column.to_numpy().astype(float) for label, column in values.items()}
     limits = np.nanquantile(np.concatenate(list(numbers.values())), [0.005, 0.995])
     for label, column in numbers.items():
-        axes.hist(column, 40, tuple(limits), density=True, alpha=0.6, label=label)
+        axes.hist(column, 40, range=tuple(limits), density=True, alpha=0.6, label=label)
     axes.set_ylabel("density")
 
 
