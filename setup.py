@@ -37,6 +37,6 @@ setup(
         "console_scripts": ["slml = slml.cli:main"],
         "papermill.engine": ["slml = slml.jobs.warm_kernel:SlmlEngine"],
     },
-    package_data={"slml.aws": ["Dockerfile"]},
+    package_data={"slml.aws": ["Dockerfile"], "slml.serving": ["page.html"]},
     zip_safe=False,
 )
