@@ -14,5 +14,6 @@ from . import models as models
 from . import serving as serving
 from . import money as money
 from . import cloud as cloud
+from . import deploy as deploy
 from .app import app as app
 from .app import main as main

@@ -109,7 +109,7 @@ def destroy(
 # %% ../../nbs/cli/cloud.ipynb #caa2a60b
 @aws.command()
 def image(
-    variant: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    variant: Annotated[str, typer.Option(help="cpu or gpu for jobs, or service.")] = "cpu",
     on: On = "batch",
     push: Annotated[bool, typer.Option("--push/--no-push", help="Send it to the registry, or keep it here.")] = True,
     arguments: Annotated[list[str] | None, typer.Option("--build-arg", help="name=value of the Dockerfile.")] = None,
