@@ -105,3 +105,30 @@ FAULTS = {
     "swapped": (swapped, {"PULocationID", "DOLocationID"}),
     "missing hours": (hourless, {"lpep_pickup_datetime"}),
 }
+
+
+def _inputs(table: pa.Table) -> np.ndarray:
+    """What the model of fares sees: every input as a number, the hour among them."""
+    names = [name for name in table.column_names if name in (*CODES, "trip_distance", "minutes")]
+    hour = pc.hour(table["lpep_pickup_datetime"]).to_numpy()
+    return np.stack([table[name].cast(pa.float64()).to_numpy() for name in names] + [hour.astype(float)], 1)
+
+
+class FareModel:
+    """A quick model of the fare, trained on the greater part of a month; the rest tells its error."""
+
+    def __init__(self, table: pa.Table):
+        from sklearn.ensemble import HistGradientBoostingRegressor
+
+        from slml.monitoring.performance import Expected, errors
+
+        test = np.arange(len(table)) % 4 == 0
+        train = table.filter(pa.array(~test))
+        self.model = HistGradientBoostingRegressor(max_iter=80, random_state=0)
+        self.model.fit(_inputs(train), train["fare_amount"].to_numpy())
+        tested = self.serve(table.filter(pa.array(test)))
+        self.expected = Expected.fit(*errors("regression", tested["fare_amount"], tested["_prediction"]))
+
+    def serve(self, table: pa.Table) -> pa.Table:
+        """The table with the model's predictions, as a request log has them."""
+        return table.append_column("_prediction", pa.array(self.model.predict(_inputs(table))))

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ..contract import Contract
 from .drift import LIMITS, Drift, Limits, drift
-from .performance import WORSE, Expected, Performance, errors, performance
+from .performance import Expected, Performance, errors, performance
 from ..quality.profile import Profile, as_type, kind_of
 
 if TYPE_CHECKING:
@@ -190,16 +190,10 @@ def judge(
     action = "fix the feed" if schema or fault else "retrain" if wrong else "look" if named else "nothing"
     reasons = [str(f) for f in found.findings]
     reasons += [str(labelled)] if labelled is not None and labelled.rows else []
-    reasons += (
-        [f"the error is guessed to be {guess[0]:.3g}, was {guess[1]:.3g}"] if _dearer(guess) and not labelled else []
-    )
+    if guess is not None and labelled is None and guess[0] > guess[1] * 1.1:
+        reasons.append(f"the error is guessed to be {guess[0]:.3g}, was {guess[1]:.3g}")
     reasons += [str(telling)] if telling else []
     return Diagnosis(action, named, tuple(reasons), found, labelled, guess, driving)
-
-
-def _dearer(guess: tuple[float, float] | None) -> bool:
-    "Whether a larger error is guessed."
-    return guess is not None and guess[0] > guess[1] * (1 + WORSE)
 
 # %% ../../nbs/monitoring/diagnosis.ipynb #2a89e710
 def examine(
@@ -224,8 +218,8 @@ def examine(
     labelled = {contract.target, prediction} <= set(window.column_names)
     if expected is not None and labelled and len(window) - window[contract.target].null_count >= limits.rows:
         how = (expected, contract.task, contract.target, prediction)
-        measured = performance(window, *how, by, classes, limits.alike)
+        measured = performance(window, *how, by, classes, limits)
         if driving is not None and driving.familiar is not None:
             like = window.take(driving.places[driving.familiar])
-            familiar = performance(like, *how, (), classes, limits.alike)
+            familiar = performance(like, *how, (), classes, limits)
     return judge(found, measured, guess, driving, familiar)

@@ -40,6 +40,9 @@ class Limits:
 
     psi: float = 0.2  # of the values of a column; 0.1 is little, 0.25 is large
     share: float = 0.2  # Cohen's h of a share: from 0 to 1 %, from 10 to 17 %, from 50 to 60 %
+    odds: float = 3.0  # ratio of the odds of nulls, which vary from day to day where they are common
+    worse: float = 0.5  # of the expected error, by which the error is larger
+    biased: float = 0.75  # of the expected error, by which the model is off to one side
     p: float = 0.001  # of being chance, corrected for the number of questions
     alike: float = 4.0  # how many requests tell as little as one independent one
     rows: int = 50  # fewer are not judged
@@ -231,9 +234,11 @@ def of_reading(name: str, reference: ColumnProfile, window: ColumnProfile, limit
             at_least(window.invalid, n, (reference.invalid + 1) / (m + 2), limits.alike),
         )  # fmt: skip
     if n and m:
+        before, now = ((c.nulls + 0.5) / (c.rows - c.nulls + 0.5) for c in (reference, window))
+        far = max(now / before, before / now) >= limits.odds
         yield Finding(
             name, "nulls", f"{window.null_share:.1%} nulls, were {reference.null_share:.1%}",
-            cohen_h(reference.null_share, window.null_share, chance), limits.share,
+            cohen_h(reference.null_share, window.null_share, chance) if far else 0.0, limits.share,
             same_share(reference.nulls, m, window.nulls, n, limits.alike),
         )  # fmt: skip
 

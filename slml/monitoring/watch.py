@@ -22,7 +22,7 @@ from ..errors import ContractError, UsageError, closest
 from .change import Change, changes
 from .diagnosis import ACTIONS, Diagnosis, examine
 from .drift import LIMITS, SORTS, Limits
-from .performance import WORSE, Expected
+from .performance import Expected
 from ..quality.profile import Profile
 
 # %% ../../nbs/monitoring/watch.ipynb #6f0a61eb
@@ -86,6 +86,13 @@ class Episode:
         "What it asks for by itself."
         return "retrain" if self.kind == "error" else "look" if SORTS[self.kind] == "moved" else "fix the feed"
 
+    @property
+    def means(self) -> str:
+        "What it is, in the words of a diagnosis."
+        words = {"error": "concept drift", "predictions": "shifted predictions", "target": "shifted target"}
+        sorts = {"schema": "schema change", "fault": "data-quality fault", "moved": "covariate drift"}
+        return words.get(self.kind) or sorts[SORTS[self.kind]]
+
     def __str__(self) -> str:
         when = f"since {told(self.first)}" if self.going else f"from {told(self.first)} to {told(self.last)}"
         return f"{when}: {self.column + ': ' if self.column else ''}{self.words}"
@@ -100,10 +107,13 @@ Found = tuple[int, str, str]  # number of the window, kind, words
 
 
 def _found(windows: Sequence[Window], target: str) -> Iterator[tuple[str, Found]]:  # by column
-    "What was found in each window."
+    "What was found in each window. An error that comes with a fault is its consequence; one from before is not."
+    last = -9  # window in which the model was wrong by itself
     for i, window in enumerate(windows):
         measured, drift = window.diagnosis.performance, window.diagnosis.drift
-        wrong = measured is not None and (measured.worse or measured.biased) and not drift.of("schema", "fault")
+        broken = drift.of("schema", "fault")
+        wrong = measured is not None and (measured.worse or measured.biased) and (not broken or i - last <= 2)
+        last = i if wrong else last
         for f in drift.alarming:
             if not (wrong and f.kind == "target"):
                 yield f.column, (i, f.kind, f.words)
@@ -138,9 +148,8 @@ def _episode(column: str, run: Sequence[Found], windows: Sequence[Window], gap: 
     kind = max(times, key=lambda k: (times[k], k != "shifted", k))
     words = next(w for _, k, w in run if k == kind)
     first, last, count = run[0][0], run[-1][0], len({i for i, _, _ in run})
-    return Episode(
-        column, kind, words, windows[first].start, windows[last].start, count, last >= len(windows) - 1 - gap
-    )
+    going = last == len(windows) - 1 or (count > gap + 1 and last >= len(windows) - 1 - gap)
+    return Episode(column, kind, words, windows[first].start, windows[last].start, count, going)
 
 # %% ../../nbs/monitoring/watch.ipynb #d6d05746
 @dataclass(frozen=True)
@@ -166,8 +175,8 @@ class Watch:
         "What it is, as long as it goes on: schema change, data-quality fault, covariate drift, concept drift, ..."
         if not self.episodes:
             return self.whole.kinds
-        since = min((e.first for e in self.episodes if e.going), default=datetime.min)
-        return tuple(dict.fromkeys(kind for w in self.windows if w.start >= since for kind in w.diagnosis.kinds))
+        going = [e for e in self.episodes if e.going]
+        return tuple(dict.fromkeys(e.means for e in going or self.episodes))
 
     def summary(self, at: str, url: str = "") -> dict[str, Any]:  # at: ISO 8601
         "What the service's page shows."
@@ -227,7 +236,7 @@ def _changes(windows: Sequence[Window], limits: Limits) -> dict[str, tuple[Chang
     measured = [w.diagnosis.performance for w in judged]
     excess = [p.error.mean - p.expected if p else np.nan for p in measured]
     usual = [p.expected for p in measured if p and np.isfinite(p.expected)]
-    found["error"] = changes(excess, at, WORSE * float(np.mean(usual)) if usual else np.inf)
+    found["error"] = changes(excess, at, limits.worse / 2 * float(np.mean(usual)) if usual else np.inf)
     drifts: list[dict[str, Any]] = [{c.column: c for c in w.diagnosis.drift.columns} for w in judged]
     for name in dict.fromkeys(n for d in drifts for n in d):
         series = {m: [getattr(d[name], m) if name in d else np.nan for d in drifts] for m in ("psi", "nulls")}
