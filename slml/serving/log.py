@@ -22,6 +22,7 @@ from zlib import crc32
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     from slml.contract import Contract
@@ -144,7 +145,7 @@ def to_batch(
     facts = [
         (int(at * 1e6), request, number, version, role, prediction, outside[number] if outside else ())
         for at, _, predictions, request, version, role, outside in entries
-        for number, prediction in enumerate(predictions.tolist() if hasattr(predictions, "tolist") else predictions)
+        for number, prediction in enumerate(predictions if isinstance(predictions, list) else predictions.tolist())
     ]
     own = [
         pa.array(values, schema.field(name).type) for name, values in zip(OWN, zip(*facts, strict=True), strict=True)
@@ -298,7 +299,7 @@ class RequestLog:
     def put(
         self,
         rows: "list | pa.Table",  # of one answer: dictionaries, structs or Arrow, which nobody changes afterwards
-        predictions: Sequence,  # one for each row: a number, or a probability for each class
+        predictions: "list | np.ndarray",  # one for each row: a number, or a probability for each class
         request: str,  # id
         version: int,
         role: str = "champion",
