@@ -70,7 +70,7 @@ def submit_step(
     given = {key: refer(value, found.ids) for key, value in step.parameters.items()}
     call = job(step.notebook, resolve(given, found.values, found.done), step.resources)
     key = "" if call.deferred else fingerprint(call, workspace)
-    before = done_before(key, known, workspace) if key else None
+    before = done_before(key, known, workspace) if key and not step.again else None
     if before:
         found.done[name] = before
         return

@@ -32,6 +32,7 @@ class Step:
     parameters: Mapping[str, object] = field(default_factory=dict)  # values, some with ${references}
     after: tuple[str, ...] = ()  # steps to wait for, beside those whose outputs are used
     resources: Resources = field(default_factory=Resources)
+    again: bool = False  # is run at every call, because it looks at what its parameters do not name
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _parameter(name: str, raw: Mapping, problems: list[str]) -> Parameter:
 # %% ../../nbs/jobs/plan.ipynb #ef14e925
 def _step(name: str, raw: Mapping, folder: Path, problems: list[str]) -> Step:
     "A step; what is wrong with it goes to `problems`."
-    problems += _keys(f"step '{name}'", raw, ("notebook", "parameters", "after", *RESOURCES))
+    problems += _keys(f"step '{name}'", raw, ("notebook", "parameters", "after", "again", *RESOURCES))
     raw = raw if isinstance(raw, Mapping) else {}
     after = raw.get("after") or ()
     path = raw.get("notebook", f"{name}.ipynb")
@@ -215,7 +216,10 @@ def _step(name: str, raw: Mapping, folder: Path, problems: list[str]) -> Step:
     except UsageError as error:
         problems.append(f"step '{name}': {error.problem}")
         needed = Resources()
-    return Step(name, str(notebook), raw.get("parameters") or {}, after, needed)
+    again = raw.get("again", False)
+    if not isinstance(again, bool):
+        problems.append(f"step '{name}': `again` is {again!r}, and should be true or false")
+    return Step(name, str(notebook), raw.get("parameters") or {}, after, needed, again is True)
 
 # %% ../../nbs/jobs/plan.ipynb #3368dd7c
 def problems_of(
@@ -252,6 +256,8 @@ def _step_problems(step: Step, pipeline: Pipeline) -> Iterator[str]:
     what = f"step '{step.name}'"
     yield from _reference_problems(what, step.parameters, pipeline)
     yield from (f"{what} is after '{n}', which there is not" for n in step.after if n not in pipeline.steps)
+    if step.again and any("." in reference for reference in references(step.parameters)):
+        yield f"{what} is to run again at every call, and uses what other steps hand on; these decide whether it runs"
     try:
         yield from (f"{what}: {problem}" for problem in _value_problems(step, declared(step.notebook)))
     except (JobError, StorageError) as error:
