@@ -54,7 +54,7 @@ def stream(
 def typed(
     table: pa.Table,
     reader: Reader,
-) -> tuple[pa.Table, list[Fault]]:  # the fields that came, in their order
+) -> tuple[pa.Table, list[Fault]]:  # the fields that came, in their order; none where something is wrong
     "The columns of a request in the contract's types, and what is wrong with them."
     faults = [_stranger(name, reader) for name in table.column_names if name not in reader.names]
     twice = {name for name in table.column_names if table.column_names.count(name) > 1}
@@ -69,7 +69,7 @@ def typed(
             continue
         columns[name], wrong = _column(table[name], field, reader)
         faults += wrong
-    return pa.table(columns), faults
+    return pa.table({} if faults else columns), faults
 
 
 def _stranger(name: str, reader: Reader) -> Fault:
