@@ -1,7 +1,6 @@
 """A service in AWS Lambda: its template, its deployments on moto, and the function in the runtime client's loop."""
 
 import fnmatch
-import io
 import json
 import os
 import socket
@@ -14,14 +13,13 @@ from urllib.request import urlopen
 
 import boto3
 import msgspec
-import numpy as np
-import onnx.parser
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bundles import by_hand
 from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from cloud import cloudformation
-from cloud.runtime import Runtime
+from cloud.runtime import Runtime, event
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from test_aws import ACCOUNT, BUCKET, REGION, filled, holds
@@ -31,12 +29,10 @@ from slml.aws.changes import discard
 from slml.aws.parts import UNTAGGED
 from slml.aws.service import Release, Service, deployed, rights, taken_back, template
 from slml.aws.template import INLINE, as_json, as_yaml
-from slml.contract import Column, Contract, Numeric
+from slml.cli import main
 from slml.errors import CloudError, SettingsError, UsageError
-from slml.features.encoder import Encoder
-from slml.quality.profile import profile
 from slml.registry.aliases import Pointer, State, write_change
-from slml.registry.bundle import MLMODEL, PREDICTION, Bundle, Lineage, write
+from slml.registry.bundle import Bundle
 from slml.registry.tracking import open_tracking
 from slml.serving import service as serving
 from slml.serving.predictor import Predictor
@@ -353,38 +349,40 @@ def test_what_cannot_be_deployed(workspace: Workspace, put: Callable, tmp_path: 
         deploy.plan_deploy("fare@2", workspace)
 
 
+def test_the_command_shows_asks_and_does(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    told = {"ROOT": workspace.root, "PROJECT": "taxi", "TRACKING_URI": workspace.tracking_uri, "CATALOG_URI": "glue"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"SLML_{name}", value)
+
+    def slml(*words: str, code: int = 0) -> str:
+        assert main(["deploy", *words, "--on", ""]) == code
+        out, err = capsys.readouterr()
+        return out + err
+
+    assert "Nothing was changed" in slml("fare@champion", code=2), "nobody is there to say yes"
+    assert boto3.client("cloudformation").describe_stacks()["Stacks"] == [], "and no plan stays in the account"
+    slml("fare@champion", "--yes", "-p", "Concurrency=3")
+    said = slml("fare@2", "--canary", "10", "--yes")
+    assert "fare@2 gets 10 % of the requests, fare@1 the others" in said
+    assert weights(workspace) == {"fare@1": 90, "fare@2": 10}
+    assert "3 requests at one time" in slml("fare", "--status")
+    slml("fare", "--rollback", "--yes")
+    assert json.loads(slml("fare", "--status", "--json"))["answers"] == "fare@1 gets all requests"
+    assert "do not go together" in slml("fare@2", "--canary", "10", "--rollback", code=2)
+    assert "There is no version 'fare@9'" in slml("fare@9", code=1)
+    slml("fare", "--remove", "--yes")
+    assert "is not deployed" in slml("fare", "--status", code=2)
+
+
 # The function, in the loop of AWS's own client for Python
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A model that can be checked by hand: 3.25 to begin with, and 2.16 for each mile."""
-    trips = pa.table({"miles": [1.0, 2.5, 10.0, 4.0], "fare": [5.5, 8.5, 25.0, 12.0]})
-    predicted = pa.array(np.float32(3.25) + np.float32(2.16) * trips["miles"].to_numpy().astype(np.float32))
-    columns = [Column(name="miles", type="float"), Column(name="fare", type="float")]
-    contract = Contract(name="fare", columns=columns, target="fare", task="regression", features=[Numeric("miles")])
-    graph = onnx.parser.parse_model("""
-        <ir_version: 10, opset_import: ["": 20]>
-        fares (float[batch] miles) => (float[batch] fare) <float entry = {3.25}, float per_mile = {2.16}> {
-            distance = Mul(miles, per_mile)
-            fare = Add(distance, entry)
-        }
-    """)
-    pq.write_table(trips.select(["miles"]).append_column(PREDICTION, predicted), parity := io.BytesIO())
-    lineage = Lineage(snapshots={"train": "trips@5132"}, runs={"train": "a41f"}, seed=0)
-    return write(
-        str(tmp_path_factory.mktemp("bundle") / "fare"),
-        {
-            "model.onnx": graph.SerializeToString(),
-            "encoder.json": Encoder.fit(trips, contract).model_dump_json().encode(),
-            "contract.json": contract.to_json().encode(),
-            "parity.parquet": parity.getvalue(),
-            "metrics.json": b"{}",
-            "lineage.json": msgspec.json.encode(lineage),
-            "profile.json": profile(trips.append_column("prediction", predicted), contract).to_json().encode(),
-            "MLmodel": MLMODEL,
-        },
-    )
+    """A model that can be checked by hand."""
+    return by_hand(str(tmp_path_factory.mktemp("bundle") / "fare"))
 
 
 @pytest.fixture
@@ -403,21 +401,13 @@ def run() -> Iterator[Callable[[Mapping[str, str]], Runtime]]:
     started = []
 
     def go(environment: Mapping[str, str]) -> Runtime:
-        started.append(Runtime(COMMAND, environment))
+        started.append(Runtime(lambda api: COMMAND, environment))
         return started[-1]
 
     yield go
     for one in started:
         if one.process.returncode is None:
             one.end()
-
-
-def event(method: str, path: str, body: str = "", **headers: str) -> dict[str, object]:
-    """What a function URL makes of a request."""
-    about = {"http": {"method": method, "path": path, "protocol": "HTTP/1.1", "sourceIp": "203.0.113.7"}}
-    told = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    found = {"version": "2.0", "rawPath": path, "rawQueryString": "", "headers": told, "requestContext": about}
-    return found | ({"body": body, "isBase64Encoded": False} if body else {})
 
 
 def logged(environment: Mapping[str, str]) -> list[Path]:

@@ -13,6 +13,7 @@ from slml.aws.parts import (
     ACCOUNT,
     REGION,
     STACK,
+    arn,
     get,
     logical,
     policy,
@@ -75,9 +76,17 @@ OLD_IMAGES = """{"rules": [{"rulePriority": 1, "description": "images that no ta
 
 
 def images() -> dict[str, object]:
-    "The repository of the container image, each scanned as it is pushed."
+    "The repository of the container images, each scanned as it is pushed; functions of the stack may fetch them."
+    functions = {
+        "Sid": "Functions",
+        "Effect": "Allow",
+        "Principal": {"Service": "lambda.amazonaws.com"},
+        "Action": ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
+        "Condition": {"StringLike": {"aws:SourceArn": sub(arn("lambda", f"function:{STACK}-*"))}},
+    }
     properties = {
         "RepositoryName": sub(names.repository(STACK)),
+        "RepositoryPolicyText": policy([functions]),
         "ImageScanningConfiguration": {"ScanOnPush": True},
         "LifecyclePolicy": {"LifecyclePolicyText": OLD_IMAGES},
         "EmptyOnDelete": True,

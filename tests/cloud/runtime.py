@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -23,9 +23,10 @@ RUNTIME, EXTENSION = "/2018-06-01/runtime", "/2020-01-01/extension"
 
 
 class Runtime:
-    """One copy of a function."""
+    """One copy of a function; `command` starts it, told the address of this API."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
+    def __init__(self, command: Callable[[str], Sequence[str]], environment: Mapping[str, str], freezes: bool = True):
+        self.freezes = freezes
         self.requests: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.told: queue.Queue[str] = queue.Queue()
         self.answers: queue.Queue[tuple[str, bytes]] = queue.Queue()
@@ -35,7 +36,7 @@ class Runtime:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         api = f"127.0.0.1:{self.server.server_port}"
         self.process = subprocess.Popen(
-            command,
+            command(api),
             env={**environment, "AWS_LAMBDA_RUNTIME_API": api},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -106,7 +107,8 @@ class Runtime:
         assert self.process.poll() is None, self.process.stdout.read()
 
     def freeze(self) -> None:
-        os.kill(self.process.pid, signal.SIGSTOP)
+        if self.freezes:
+            os.kill(self.process.pid, signal.SIGSTOP)
 
     def invoke(self, event: Mapping[str, object], id: str = "1") -> tuple[str, dict]:
         """One request: the function thaws, answers and, once all is done, is frozen again."""
@@ -142,3 +144,11 @@ class Runtime:
         self.server.shutdown()
         self.server.server_close()
         return seconds
+
+
+def event(method: str, path: str, body: str = "", **headers: str) -> dict[str, object]:
+    """What a function URL makes of a request."""
+    about = {"http": {"method": method, "path": path, "protocol": "HTTP/1.1", "sourceIp": "203.0.113.7"}}
+    told = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    found = {"version": "2.0", "rawPath": path, "rawQueryString": "", "headers": told, "requestContext": about}
+    return found | ({"body": body, "isBase64Encoded": False} if body else {})
