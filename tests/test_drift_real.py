@@ -69,7 +69,8 @@ def test_fares_that_rose_are_concept_drift_once_labels_come(
     (episode,) = [e for e in seen.episodes if e.kind == "error"]
     assert (f"{episode.first:%Y-%m-%d}", episode.going) == (f"{name}-01", True)
     unlabelled = watched(reference, model, january, table.drop_columns(["fare_amount"]))
-    assert unlabelled.action == "nothing"
+    assert unlabelled.whole.action == "nothing"
+    assert not [e for e in unlabelled.episodes if e.going]
 
 
 @pytest.mark.parametrize("fault", green.FAULTS)

@@ -1,0 +1,317 @@
+"""What monitoring finds, misses and costs, on real trips with planted faults, beside Evidently on the same windows.
+
+python bench/drift.py                      all of it; --evidently PYTHON runs Evidently in an environment of its own,
+                                           made by: python -m venv DIR && DIR/bin/pip install evidently pyarrow
+python bench/drift.py --rows 1000000       a smaller table for the scan
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BEGINS = datetime(2023, 2, 15)
+SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+
+
+def memory() -> float:
+    """The most memory that this process has held, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def by_evidently(folder: Path) -> None:
+    """Runs in Evidently's own environment: every window of a folder against the reference, its default tests."""
+    import pandas as pd
+    from evidently import Report
+    from evidently.presets import DataDriftPreset
+
+    reference = pd.read_parquet(folder / "reference.parquet")
+    codes = json.loads((folder / "codes.json").read_text())
+
+    def frame(path: Path) -> "pd.DataFrame":
+        table = pd.read_parquet(path)
+        return table.astype({name: "object" for name in codes if name in table})
+
+    from evidently import DataDefinition, Dataset
+
+    numbers = ["trip_distance", "minutes"]
+    definition = DataDefinition(
+        numerical_columns=numbers, categorical_columns=codes, datetime_columns=["lpep_pickup_datetime"]
+    )
+    known = Dataset.from_pandas(reference.astype({name: "object" for name in codes}), data_definition=definition)
+    for path in sorted(folder.glob("window-*.parquet")):
+        start = time.perf_counter()
+        try:
+            seen = Dataset.from_pandas(frame(path), data_definition=definition)
+            result = Report([DataDriftPreset()]).run(seen, known)
+            drifted = []
+            for metric in json.loads(result.json())["metrics"]:
+                text, value = str(metric.get("metric_name") or metric.get("metric_id")), metric["value"]
+                if "ValueDrift" in text and isinstance(value, int | float):
+                    column = text.split("column=")[1].split(",")[0].rstrip(")")
+                    method, limit = (
+                        text.split("method=")[1].split(",")[0],
+                        float(text.split("threshold=")[1].rstrip(")")),
+                    )
+                    if (value < limit) if "p_value" in method else (value >= limit):
+                        drifted.append(column)
+            said = {"columns": drifted}
+        except Exception as error:  # whatever it is, it is what a user would see
+            said = {"error": f"{type(error).__name__}: {error}"[:120]}
+        print(
+            json.dumps({"window": path.stem, "seconds": time.perf_counter() - start, "memory": memory(), **said}),
+            flush=True,
+        )
+
+
+def timed(work: Callable[[], object], times: int = 3) -> float:
+    """The best of some runs, seconds."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def scan(rows: int) -> None:
+    """A table profiled and compared, beside the bare scan of the same columns."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from slml.contract import Category, Column, Contract
+    from slml.monitoring.drift import drift
+    from slml.quality.profile import profile
+    from slml.tables.duckdb import DuckDBEngine
+
+    names = {"when": "timestamp", "from": "int", "to": "int", "people": "float", "miles": "float", "degrees": "float",
+             "paid": "text", "fare": "float"}  # fmt: skip
+    contract = Contract(
+        name="wide",
+        columns=[Column(name=name, type=kind) for name, kind in names.items()],
+        features=[Category(column=name) for name in ("from", "to", "paid")],
+    )
+
+    def block(seed: int, n: int) -> pa.Table:
+        rng = np.random.default_rng(seed)
+        return pa.table(
+            {
+                "when": pa.array(1_672_531_200_000_000 + rng.integers(0, 31 * 86_400, n) * 1_000_000, pa.timestamp("us")),
+                "from": rng.zipf(1.4, n) % 263 + 1, "to": rng.integers(1, 264, n),
+                "people": rng.choice(6, n, p=[0.05, 0.7, 0.1, 0.05, 0.05, 0.05]).astype(float),
+                "miles": np.round(rng.gamma(1.5, 2, n), 2), "degrees": rng.normal(38.9, 0.05, n),
+                "paid": np.array(["cash", "card", "other"])[rng.choice(3, n, p=[0.3, 0.6, 0.1])],
+                "fare": np.round(rng.gamma(2, 8, n) + 3, 1),
+            }
+        )  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/wide.parquet"
+        with pq.ParquetWriter(file, block(0, 1).schema) as writer:
+            for seed in range(max(rows // 500_000, 1)):
+                writer.write_table(block(seed, min(rows, 500_000)))
+        with DuckDBEngine("2GB", 2, Path(folder)) as engine:
+
+            def bare() -> None:
+                for _ in engine.batches(engine.table([file])):
+                    pass
+
+            known = profile(block(99, 100_000), contract)
+            found: list[object] = []
+            alone = timed(bare)
+            whole = timed(
+                lambda: found.append(drift(known, profile(engine.batches(engine.table([file])), contract), contract))
+            )
+        print(
+            f"{rows:,} rows, 8 columns: scan {alone:.2f} s, profiled and compared {whole:.2f} s: {whole / alone:.2f} times"
+        )
+
+
+def months() -> dict:
+    """The real months, the model, and what a bundle holds of them."""
+    import green
+
+    from slml.quality.profile import profile
+
+    folder = Path(os.environ.get("SLML_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        sys.exit(f"The real trips are not here: no folder {folder}; name another one in SLML_TEST_DATA.")
+    tables = {name: green.month(folder, name) for name in ("2022-01", "2022-02", "2023-01", "2023-02")}
+    model = green.FareModel(tables["2023-01"])
+    return {"tables": tables, "model": model, "reference": profile(model.serve(tables["2023-01"]), green.CONTRACT)}
+
+
+def real(case: dict) -> None:
+    """A month each, day by day."""
+    import green
+
+    from slml.monitoring.watch import watch
+
+    for name in ("2023-02", "2022-01", "2022-02"):
+        start = time.perf_counter()
+        seen = watch(case["reference"], case["model"].serve(case["tables"][name]), green.CONTRACT, case["model"].expected,
+                     case["tables"]["2023-01"])  # fmt: skip
+        print(f"{name} ({time.perf_counter() - start:.1f} s) {seen}")
+
+
+def planted(case: dict) -> None:
+    """Each fault from the 15th on: the days on which it was found, and how it was named."""
+    import green
+
+    from slml.monitoring.watch import watch
+
+    february = case["tables"]["2023-02"]
+    for fault, (plant, columns) in green.FAULTS.items():
+        table = case["model"].serve(plant(february, green.since(february, BEGINS))).drop_columns(["fare_amount"])
+        seen = watch(case["reference"], table, green.CONTRACT)
+        late = [w for w in seen.windows if w.start >= BEGINS]
+        named = sum(columns <= {f.column for f in w.diagnosis.drift.alarming if f.kind == fault} for w in late)
+        early = sum(w.diagnosis.action != "nothing" for w in seen.windows if w.start < BEGINS)
+        since = {f"{e.first:%Y-%m-%d}" for e in seen.episodes if e.kind == fault}
+        print(f"{fault}: named rightly on {named} of {len(late)} days, alarms before {early}, dated {', '.join(since)}")
+
+
+def stretches(table: object, many: int, rows: int) -> Iterator[object]:
+    """Windows that begin at equal distances."""
+    import numpy as np
+
+    for start in np.linspace(0, len(table) - rows, many).astype(int):
+        yield table[start : start + rows]
+
+
+def quiet(case: dict) -> None:
+    """Alarms in untouched windows: of the pair of months that limits were looked at with, and of one they were not."""
+    import green
+
+    from slml.monitoring.drift import drift
+    from slml.quality.profile import profile
+
+    tables = case["tables"]
+    for first, second in (("2023-01", "2023-02"), ("2022-01", "2022-02")):
+        known = profile(tables[first], green.CONTRACT)
+        called = []
+        for rows in (1_000, 2_500, 5_000, 10_000):
+            for window in stretches(tables[second], 50, rows):
+                called += [str(f) for f in drift(known, profile(window, green.CONTRACT), green.CONTRACT).alarming][:1]
+        print(f"{second} against {first}: {len(called)} of 200 untouched windows alarmed {called[:3]}")
+
+
+def smallest(case: dict) -> None:
+    """The smallest share of changed rows that is found in nine of ten windows."""
+    import green
+    import numpy as np
+    import pyarrow as pa
+
+    from slml.monitoring.drift import drift
+    from slml.quality.profile import profile
+
+    tables = case["tables"]
+    long = pa.concat_tables([tables["2023-02"], tables["2023-01"]])  # 100,000 rows are more than a month has
+    for fault in ("nulls", "renamed", "unit", "swapped"):
+        plant, columns = green.FAULTS[fault]
+        found = {}
+        for rows in (1_000, 10_000, 100_000):
+            for share in SHARES:
+                hits = 0
+                windows = list(stretches(long, 10 if rows < 100_000 else 3, rows))
+                for i, window in enumerate(windows):
+                    touched = np.random.default_rng(i).random(rows) < share
+                    changed = plant(window, touched, share=1.0) if fault == "nulls" else plant(window, touched)
+                    alarms = drift(case["reference"], profile(changed, green.CONTRACT), green.CONTRACT).alarming
+                    hits += bool(columns & {f.column for f in alarms})
+                if hits >= 0.9 * len(windows):
+                    found[rows] = f"{share:.1%}"
+                    break
+        print(
+            f"{fault}: " + ", ".join(f"{rows:,} rows {found.get(rows, 'never')}" for rows in (1_000, 10_000, 100_000))
+        )
+
+
+def beside(case: dict, python: str) -> None:
+    """Days of February, untouched and with each fault, by slml and by Evidently."""
+    import green
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from slml.monitoring.drift import drift
+    from slml.quality.profile import profile
+
+    january, february = case["tables"]["2023-01"], case["tables"]["2023-02"]
+    names = [c.name for c in green.CONTRACT.columns if c.name != "fare_amount"]
+    of_day = pc.day(february["lpep_pickup_datetime"])
+    days = {f"{day:02d}": february.filter(pc.equal(of_day, day)) for day in range(1, 29)}
+    windows = {f"untouched {day}": table for day, table in days.items()}
+    for fault, (plant, _) in green.FAULTS.items():
+        for day in ("15", "18", "22"):
+            windows[f"{fault} {day}"] = plant(days[day], green.since(days[day], None))
+    for name in ("2022-01", "2022-02"):
+        windows[f"a year before {name}"] = case["tables"][name]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        pq.write_table(january.select(names), folder / "reference.parquet")
+        (folder / "codes.json").write_text(json.dumps([*green.CODES, "store_and_fwd_flag"]))
+        for i, table in enumerate(windows.values()):
+            pq.write_table(table.select(names), folder / f"window-{i:03d}.parquet")
+        done = subprocess.run(
+            [python, __file__, "--folder", place], capture_output=True, text=True, timeout=1800, check=False
+        )
+        theirs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        if done.returncode:
+            print(done.stderr[-800:])
+        known, ours = profile(january.select(names), green.CONTRACT), []
+        for i in range(len(windows)):
+            start = time.perf_counter()
+            table = pq.read_table(folder / f"window-{i:03d}.parquet")
+            alarms = drift(known, table, green.CONTRACT).alarming
+            ours.append(
+                {"seconds": time.perf_counter() - start, "said": sorted({f"{f.column} {f.kind}" for f in alarms})}
+            )
+    for (name, _), our, their in zip(windows.items(), ours, theirs, strict=False):
+        print(f"{name}: slml {our['said']} | Evidently {their.get('error') or sorted(their['columns'])}")
+    for who, took in (("slml", ours), ("Evidently", theirs)):
+        seconds = sorted(t["seconds"] for t in took)
+        print(f"{who}: median {seconds[len(seconds) // 2]:.3f} s a window, {sum(seconds):.1f} s in all")
+    print(
+        f"memory at most: slml {memory():.0f} MB (with all months and the model), Evidently {theirs[-1]['memory']:.0f} MB"
+    )
+    assert isinstance(january, pa.Table)
+
+
+PARTS = ("scan", "real", "planted", "quiet", "smallest", "beside")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000, help="of the table that is scanned")
+    parser.add_argument("--evidently", default="", help="the python of an environment that has Evidently")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.folder:
+        by_evidently(Path(given.folder))
+        return
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    if "scan" in given.only:
+        scan(given.rows)
+    rest = {"real": real, "planted": planted, "quiet": quiet, "smallest": smallest}
+    case = months() if set(given.only) - {"scan"} else {}
+    for name, part in rest.items():
+        if name in given.only:
+            print(f"\n{part.__doc__}")
+            part(case)
+    if "beside" in given.only:
+        beside(case, given.evidently) if given.evidently else print("Evidently: name its python with --evidently.")
+
+
+if __name__ == "__main__":
+    main()
