@@ -412,6 +412,24 @@ def test_mlflows_own_tools_load_the_champion(three, workspace, table, bundle, mo
     assert np.array_equal(loaded.predict(table.to_pandas()), bundle.predict(table))
 
 
+def test_the_command_line_says_who_serves_and_changes_it(three, workspace, monkeypatch, capsys):
+    from slml.cli.app import main
+
+    monkeypatch.setenv("SLML_ROOT", workspace.root)
+    monkeypatch.setenv("SLML_PROJECT", workspace.project)
+
+    def said(*words: str) -> object:
+        assert main([*words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert [v["state"] for v in said("models", three)] == ["", "", "serves"]
+    assert said("rollback", three, "--why", "wrong")["number"] == 2
+    assert said("promote", f"{three}@1", "--why", "older still")["number"] == 1
+    assert {"serves"} == {v["state"] for v in said("models") if v["name"] == three and v["aliases"]}
+    assert [s.why for s in changes(workspace.root, workspace.project, three, after=3)] == ["wrong", "older still"]
+    assert main(["promote", f"{three}@9"]) == 1
+
+
 def test_a_canary_has_a_share_and_is_not_the_champion(three, workspace):
     with pytest.raises(RegistryError, match="above 0"):
         set_canary(f"{three}@1", 0, workspace)
