@@ -7,11 +7,11 @@ in a process of its own. The models are not trained: the speed of a graph does n
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -44,33 +44,42 @@ def bundles(taxi: Contract, rows: object, folder: Path) -> list[Path]:
     return [folder / name for name in wanted]
 
 
-def load(bundle: Bundle, snapshot: Snapshot, workspace: Workspace) -> None:
+def loading(bundle: Bundle, snapshot: Snapshot, workspace: Workspace) -> Callable[[], None]:
     """Every row once, shuffled and encoded, as in the first epoch of a training."""
     from slml.sampling.split import Part
     from slml.training.loader import Loader
 
-    loader = Loader(snapshot.files, Part(), bundle.encoder, 4096, columns=bundle.encoder.columns)
-    assert sum(len(batch.target) for batch in loader.iter_epoch(1)) == snapshot.rows
+    def work() -> None:
+        loader = Loader(snapshot.files, Part(), bundle.encoder, 4096, columns=bundle.encoder.columns)
+        assert sum(len(batch.target) for batch in loader.iter_epoch(1)) == snapshot.rows
+
+    return work
 
 
-def predict(bundle: Bundle, snapshot: Snapshot, workspace: Workspace) -> None:
+def predicting(bundle: Bundle, snapshot: Snapshot, workspace: Workspace) -> Callable[[], None]:
     """Every row once, into a table."""
-    from slml.serving import batch
+    from slml.serving.batch import predict
 
-    table = Catalog(workspace).table(f"predicted_{time.time_ns()}")
-    with workspace.scratch() as folder:
-        done = batch.predict(bundle, "taxi@1", snapshot, table, str(folder), cores=workspace.cores)
-    assert done.added == snapshot.rows
+    def work() -> None:
+        table = Catalog(workspace).table(f"predicted_{time.time_ns()}")
+        with workspace.scratch() as folder:
+            done = predict(bundle, "taxi@1", snapshot, table, str(folder), cores=workspace.cores)
+        assert done.added == snapshot.rows
+
+    return work
 
 
 def alone(what: str, bundle: str, root: str) -> None:
-    """One measurement in this process: seconds and MiB on standard output."""
+    """One measurement in this process: seconds and peak MiB on standard output."""
     workspace = Workspace(root=root, project="bench")
     loaded, snapshot = Bundle.load(bundle), Catalog(workspace).snapshot("kept")
     loaded.predict(loaded.rows)  # the session and the imports are not what is measured
+    work = {"loader": loading, "predict": predicting}[what](loaded, snapshot, workspace)
     begun = time.perf_counter()
-    {"load": load, "predict": predict}[what](loaded, snapshot, workspace)
-    print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    work()
+    seconds = time.perf_counter() - begun
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(seconds, int(peak.split()[1]) / 1024)
 
 
 def measured(what: str, bundle: Path, root: str, tries: int = 3) -> tuple[float, float]:
@@ -100,9 +109,9 @@ def main() -> None:
         count = catalog.snapshot("kept").rows
         table = Table("model", "work", "rows/s", "of the loader", "peak MiB", title=f"{count:,} trips, best of 3")
         for bundle in bundles(taxi, rows, Path(folder, "bundles")):
-            (loading, before), (predicting, after) = (measured(what, bundle, root) for what in ("load", "predict"))
-            table.add_row(bundle.name, "loader", f"{count / loading:,.0f}", "", f"{before:,.0f}")
-            table.add_row("", "predict", f"{count / predicting:,.0f}", f"{loading / predicting:.2f}", f"{after:,.0f}")
+            (loader, before), (predict, after) = (measured(what, bundle, root) for what in ("loader", "predict"))
+            table.add_row(bundle.name, "loader", f"{count / loader:,.0f}", "", f"{before:,.0f}")
+            table.add_row("", "predict", f"{count / predict:,.0f}", f"{loader / predict:.2f}", f"{after:,.0f}")
         Console().print(table)
     return None
 
