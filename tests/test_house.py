@@ -31,6 +31,7 @@ HOMES = {
     "optuna": {"training"},
     "onnx": {"registry"},
     "onnxruntime": {"registry", "serving"},
+    "awslambdaric": {"serving"},
     "typer": {"cli"},
     "ibis": {"tables", "quality", "sampling", "monitoring"},
     "boto3": {"jobs", "aws"},
