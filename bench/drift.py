@@ -1,8 +1,9 @@
 """What monitoring finds, misses and costs, on real trips with planted faults, beside Evidently on the same windows.
 
-python bench/drift.py                      all of it; --evidently PYTHON runs Evidently in an environment of its own,
-                                           made by: python -m venv DIR && DIR/bin/pip install evidently pyarrow
-python bench/drift.py --rows 1000000       a smaller table for the scan
+python bench/drift.py                        all of it but Evidently
+python bench/drift.py --evidently PYTHON     Evidently too, in an environment of its own, made by
+                                             python -m venv DIR && DIR/bin/pip install evidently 'pandas<3' pyarrow
+python bench/drift.py --only quiet smallest  parts of it
 """
 
 import argparse
@@ -27,49 +28,62 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def tell(start: float, said: dict) -> None:
+    """A window, what was said of it, and what that took."""
+    print(json.dumps({"seconds": time.perf_counter() - start, "memory": memory(), **said}), flush=True)
+
+
 def by_evidently(folder: Path) -> None:
-    """Runs in Evidently's own environment: every window of a folder against the reference, its default tests."""
+    """Runs in Evidently's own environment: every window of a folder against the reference, by its preset for drift."""
     import pandas as pd
-    from evidently import Report
+    from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    reference = pd.read_parquet(folder / "reference.parquet")
     codes = json.loads((folder / "codes.json").read_text())
-
-    def frame(path: Path) -> "pd.DataFrame":
-        table = pd.read_parquet(path)
-        return table.astype({name: "object" for name in codes if name in table})
-
-    from evidently import DataDefinition, Dataset
-
-    numbers = ["trip_distance", "minutes"]
     definition = DataDefinition(
-        numerical_columns=numbers, categorical_columns=codes, datetime_columns=["lpep_pickup_datetime"]
+        numerical_columns=["trip_distance", "minutes"],
+        categorical_columns=codes,
+        datetime_columns=["lpep_pickup_datetime"],
     )
-    known = Dataset.from_pandas(reference.astype({name: "object" for name in codes}), data_definition=definition)
+
+    def dataset(path: Path) -> "Dataset":
+        table = pd.read_parquet(path).astype(dict.fromkeys(codes, "object"))
+        return Dataset.from_pandas(table, data_definition=definition)
+
+    known = dataset(folder / "reference.parquet")
     for path in sorted(folder.glob("window-*.parquet")):
         start = time.perf_counter()
         try:
-            seen = Dataset.from_pandas(frame(path), data_definition=definition)
-            result = Report([DataDriftPreset()]).run(seen, known)
-            drifted = []
-            for metric in json.loads(result.json())["metrics"]:
-                text, value = str(metric.get("metric_name") or metric.get("metric_id")), metric["value"]
-                if "ValueDrift" in text and isinstance(value, int | float):
-                    column = text.split("column=")[1].split(",")[0].rstrip(")")
-                    method, limit = (
-                        text.split("method=")[1].split(",")[0],
-                        float(text.split("threshold=")[1].rstrip(")")),
-                    )
-                    if (value < limit) if "p_value" in method else (value >= limit):
-                        drifted.append(column)
-            said = {"columns": drifted}
+            result = json.loads(Report([DataDriftPreset()]).run(dataset(path), known).json())
+            said = {"said": [column for metric in result["metrics"] if (column := drifted(metric))]}
         except Exception as error:  # whatever it is, it is what a user would see
-            said = {"error": f"{type(error).__name__}: {error}"[:120]}
-        print(
-            json.dumps({"window": path.stem, "seconds": time.perf_counter() - start, "memory": memory(), **said}),
-            flush=True,
-        )
+            said = {"said": [f"{type(error).__name__}: {error}"[:120]]}
+        tell(start, said)
+
+
+def drifted(metric: dict) -> str:
+    """The column of one of Evidently's metrics, if by its own test and limit it has drifted."""
+    config, value = metric["config"], metric["value"]
+    if "ValueDrift" not in config["type"]:
+        return ""
+    below = "p_value" in config["method"]
+    return config["column"] if (value < config["threshold"] if below else value >= config["threshold"]) else ""
+
+
+def by_slml(folder: Path) -> None:
+    """The same windows by slml, which has the profile of the reference only."""
+    import green
+    import pyarrow.parquet as pq
+
+    from slml.monitoring.drift import drift
+    from slml.quality.profile import Profile, profile
+
+    made = profile(pq.ParquetFile(folder / "reference.parquet").iter_batches(), green.CONTRACT)
+    known = Profile.from_json(made.to_json())
+    for path in sorted(folder.glob("window-*.parquet")):
+        start = time.perf_counter()
+        found = drift(known, pq.read_table(path), green.CONTRACT)
+        tell(start, {"said": sorted({f"{f.column} {f.kind}" for f in found.alarming})})
 
 
 def timed(work: Callable[[], object], times: int = 3) -> float:
@@ -105,7 +119,7 @@ def scan(rows: int) -> None:
         rng = np.random.default_rng(seed)
         return pa.table(
             {
-                "when": pa.array(1_672_531_200_000_000 + rng.integers(0, 31 * 86_400, n) * 1_000_000, pa.timestamp("us")),
+                "when": pa.array((1_672_531_200 + rng.integers(0, 31 * 86_400, n)) * 1_000_000, pa.timestamp("us")),
                 "from": rng.zipf(1.4, n) % 263 + 1, "to": rng.integers(1, 264, n),
                 "people": rng.choice(6, n, p=[0.05, 0.7, 0.1, 0.05, 0.05, 0.05]).astype(float),
                 "miles": np.round(rng.gamma(1.5, 2, n), 2), "degrees": rng.normal(38.9, 0.05, n),
@@ -125,15 +139,12 @@ def scan(rows: int) -> None:
                 for _ in engine.batches(engine.table([file])):
                     pass
 
+            def compared() -> None:
+                drift(known, profile(engine.batches(engine.table([file])), contract), contract)
+
             known = profile(block(99, 100_000), contract)
-            found: list[object] = []
-            alone = timed(bare)
-            whole = timed(
-                lambda: found.append(drift(known, profile(engine.batches(engine.table([file])), contract), contract))
-            )
-        print(
-            f"{rows:,} rows, 8 columns: scan {alone:.2f} s, profiled and compared {whole:.2f} s: {whole / alone:.2f} times"
-        )
+            alone, whole = timed(bare), timed(compared)
+        print(f"{rows:,} rows: scan {alone:.2f} s, profiled and compared {whole:.2f} s, {whole / alone:.2f} times")
 
 
 def months() -> dict:
@@ -158,8 +169,8 @@ def real(case: dict) -> None:
 
     for name in ("2023-02", "2022-01", "2022-02"):
         start = time.perf_counter()
-        seen = watch(case["reference"], case["model"].serve(case["tables"][name]), green.CONTRACT, case["model"].expected,
-                     case["tables"]["2023-01"])  # fmt: skip
+        served, expected = case["model"].serve(case["tables"][name]), case["model"].expected
+        seen = watch(case["reference"], served, green.CONTRACT, expected, case["tables"]["2023-01"])
         print(f"{name} ({time.perf_counter() - start:.1f} s) {seen}")
 
 
@@ -239,12 +250,8 @@ def smallest(case: dict) -> None:
 def beside(case: dict, python: str) -> None:
     """Days of February, untouched and with each fault, by slml and by Evidently."""
     import green
-    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
-
-    from slml.monitoring.drift import drift
-    from slml.quality.profile import profile
 
     january, february = case["tables"]["2023-01"], case["tables"]["2023-02"]
     names = [c.name for c in green.CONTRACT.columns if c.name != "fare_amount"]
@@ -254,37 +261,27 @@ def beside(case: dict, python: str) -> None:
     for fault, (plant, _) in green.FAULTS.items():
         for day in ("15", "18", "22"):
             windows[f"{fault} {day}"] = plant(days[day], green.since(days[day], None))
-    for name in ("2022-01", "2022-02"):
-        windows[f"a year before {name}"] = case["tables"][name]
+    windows |= {f"untouched month {name}": case["tables"][name] for name in ("2023-02", "2022-01", "2022-02")}
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        pq.write_table(january.select(names), folder / "reference.parquet")
-        (folder / "codes.json").write_text(json.dumps([*green.CODES, "store_and_fwd_flag"]))
+        pq.write_table(january.select(names), f"{place}/reference.parquet")
+        Path(place, "codes.json").write_text(json.dumps([*green.CODES, "store_and_fwd_flag"]))
         for i, table in enumerate(windows.values()):
-            pq.write_table(table.select(names), folder / f"window-{i:03d}.parquet")
-        done = subprocess.run(
-            [python, __file__, "--folder", place], capture_output=True, text=True, timeout=1800, check=False
-        )
-        theirs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode:
-            print(done.stderr[-800:])
-        known, ours = profile(january.select(names), green.CONTRACT), []
-        for i in range(len(windows)):
-            start = time.perf_counter()
-            table = pq.read_table(folder / f"window-{i:03d}.parquet")
-            alarms = drift(known, table, green.CONTRACT).alarming
-            ours.append(
-                {"seconds": time.perf_counter() - start, "said": sorted({f"{f.column} {f.kind}" for f in alarms})}
-            )
-    for (name, _), our, their in zip(windows.items(), ours, theirs, strict=False):
-        print(f"{name}: slml {our['said']} | Evidently {their.get('error') or sorted(their['columns'])}")
+            pq.write_table(table.select(names), f"{place}/window-{i:03d}.parquet")
+        ours, theirs = run(sys.executable, place, "slml"), run(python, place, "evidently")
+    for name, our, their in zip(windows, ours, theirs, strict=True):
+        print(f"{name}: slml {', '.join(our['said']) or '-'} | Evidently {', '.join(their['said']) or '-'}")
     for who, took in (("slml", ours), ("Evidently", theirs)):
-        seconds = sorted(t["seconds"] for t in took)
-        print(f"{who}: median {seconds[len(seconds) // 2]:.3f} s a window, {sum(seconds):.1f} s in all")
-    print(
-        f"memory at most: slml {memory():.0f} MB (with all months and the model), Evidently {theirs[-1]['memory']:.0f} MB"
-    )
-    assert isinstance(january, pa.Table)
+        seconds, most = sorted(t["seconds"] for t in took), max(t["memory"] for t in took)
+        print(f"{who}: median {seconds[len(seconds) // 2]:.3f} s a window, {sum(seconds):.1f} s in all, {most:.0f} MB")
+
+
+def run(python: str, folder: str, who: str) -> list[dict]:
+    """One of the two in a process of its own."""
+    command = [python, __file__, "--folder", folder, "--who", who]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    if done.returncode:
+        sys.exit(f"{who} failed: {done.stderr[-1500:]}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 PARTS = ("scan", "real", "planted", "quiet", "smallest", "beside")
@@ -296,11 +293,12 @@ def main() -> None:
     parser.add_argument("--evidently", default="", help="the python of an environment that has Evidently")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--who", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.folder:
-        by_evidently(Path(given.folder))
-        return
     sys.path.insert(0, str(REPOSITORY / "tests"))
+    if given.folder:
+        (by_slml if given.who == "slml" else by_evidently)(Path(given.folder))
+        return
     if "scan" in given.only:
         scan(given.rows)
     rest = {"real": real, "planted": planted, "quiet": quiet, "smallest": smallest}
