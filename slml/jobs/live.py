@@ -57,6 +57,9 @@ def with_labels(
     if labels is None:
         labels = pa.table({"_request": pa.array([], pa.string()), target: pa.array([], pa.float64())})
     on = named_by(labels.column_names, contract)
+    for name in on if not len(served) else ():  # a log without a file has no columns of its own
+        if name not in served.column_names:
+            served = served.append_column(name, pa.nulls(0, labels.schema.field(name).type))
     places = served.select(on).append_column("place", pa.array(np.arange(len(served))))
     found = join(places, labels, on, target)
     rows = served.drop_columns([target]) if target in served.column_names else served

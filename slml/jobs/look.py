@@ -183,7 +183,7 @@ def look_at(
     sample = learned(bundle, workspace)
     slices = [f.column for f in contract.features if isinstance(f, Category)]
     found = seen_in(
-        window, rows.select(there), narrowed(bundle.profile, [*names, contract.target]), contract,
+        window, rows.select(there), narrowed(bundle.profile, names), contract,
         expected(bundle, sample), sample=sample, by=slices, classes=bundle.encoder.target.classes, limits=limits,
     )  # fmt: skip
     ref = f"{model}@{pointer.version}"

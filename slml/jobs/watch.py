@@ -394,7 +394,9 @@ def try_challenger(watch: Watch, last: Decision) -> Decision | None:
     "Promote a challenger that is better, give up one that is not."
     now = watch.state
     if now.aliases[CHAMPION].version == last.version:  # by a person, or by a step that was killed
-        return _promoted(watch, last, f"{now.action} by {now.who}: {now.why}", {})
+        history = changes(watch.workspace.root, watch.workspace.project, watch.model)
+        came = next(c for c in reversed(history) if c.action in ("promote", "register", "rollback"))
+        return _promoted(watch, last, came.why or f"{came.who} decided", {})
     if now.shadow is None or now.shadow.version != last.version:
         return _left(watch, last)
     if last.phase == RECOMMENDED:
