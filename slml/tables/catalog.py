@@ -150,9 +150,10 @@ class Table:
     def expire(
         self,
         keep: int,  # how many of the latest versions to keep, 1 at least; the current one stays in any case
+        but: Collection[int] = (),  # ids of versions that stay, however old, such as those that a model learned from
     ) -> list[int]:  # the ids of those removed
         "Forget old versions and remove the files that only they needed. Raises `TableError`."
-        return until_won(self.name, lambda: expire(self._place, keep))
+        return until_won(self.name, lambda: expire(self._place, keep, but))
 
 
 def _no_snapshot(table: str, id: int | None, ids: list[int]) -> TableError:

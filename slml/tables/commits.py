@@ -9,7 +9,7 @@ __all__ = ['TRIES', 'RACES', 'BUSY', 'T', 'PREFIX', 'SETTINGS', 'ABANDONED', 'TO
 # %% ../../nbs/tables/commits.ipynb #06237e8c
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -273,11 +273,13 @@ TOUCHED = ("mtime", "LastModified", "last_modified", "created")  # what storages
 def expire(
     place: Place,
     keep: int,  # how many of the latest versions, 1 at least
+    but: Collection[int] = (),  # ids of versions that stay, however old
 ) -> list[int]:  # the ids of those taken off the list
     "Let all but the latest versions go, the current one excepted, and the files that only they needed."
     loaded = place.load()
     latest = sorted(loaded.snapshots(), key=lambda s: s.sequence_number or 0, reverse=True)
-    old = [s for s in latest[max(keep, 1) :] if s.snapshot_id != loaded.metadata.current_snapshot_id]
+    stays = {loaded.metadata.current_snapshot_id, *but}
+    old = [s for s in latest[max(keep, 1) :] if s.snapshot_id not in stays]
     unneeded = {file for s in old for file in all_files(s, loaded.io)}
     if old:
         loaded.maintenance.expire_snapshots().by_ids([s.snapshot_id for s in old]).commit()
