@@ -9,6 +9,7 @@ __all__ = ['Snapshot', 'Table', 'Catalog']
 import html
 import re
 from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
