@@ -8,8 +8,7 @@ __all__ = ['Snapshot', 'Table', 'Catalog']
 # %% ../../nbs/tables/catalog.ipynb #90c7b31d
 import html
 import re
-from collections.abc import Callable
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
