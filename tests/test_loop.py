@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,7 +34,7 @@ DAYS = 500  # requests of a day
 
 
 def trips(folder: Path, rows: int, seed: int, dearer: bool) -> pa.Table:
-    """A month of trips in a file, with the old tariff or the new one: six dollars more at the start, 15 % less a mile."""
+    """A month of trips in a file, with the old tariff or the new one: six dollars more at the start, less a mile."""
     made = generate(str(folder), rows, seed=seed, dirt=0)
     parsing = csv.ParseOptions(delimiter="|")
     names = csv.open_csv(made.files[0], parse_options=parsing).schema.names
@@ -107,7 +106,8 @@ class City:
         expected, end = len(rows) * (2 if served.shadow else 1), time.monotonic() + 20
         while log.waiting + log.written < expected and time.monotonic() < end:  # the shadow takes its time
             time.sleep(0.01)
-        assert log.close() and log.written == expected
+        assert log.close()
+        assert log.written == expected
         labels = pa.table({name: [row[name] for row in rows] for name in (*KEY, FARE)})
         Catalog(self.workspace).table("fares").append(labels)
         self.day += timedelta(days=1)
@@ -121,7 +121,7 @@ class City:
 
 
 @pytest.fixture(scope="module")
-def city(tmp_path_factory: pytest.TempPathFactory) -> Iterator[City]:
+def city(tmp_path_factory: pytest.TempPathFactory) -> City:
     """A model of the old tariff, registered by the pipeline, and a policy that lets the loop do everything."""
     folder = tmp_path_factory.mktemp("city")
     workspace = Workspace(root=str(folder / "root"), project="dc", user="loop")
@@ -142,23 +142,26 @@ parameters = {{source = "{folder}/now/*.txt", contract = "{folder}/contract.json
 shadow_rows = 300
 prove = 300
 """)
-    yield City(workspace, folder, str(folder / "monitor.toml"))
+    return City(workspace, folder, str(folder / "monitor.toml"))
 
 
 class Killed(BaseException):
     """What a kill looks like from within."""
 
 
-def kill_before_recording(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step does what it has decided, and dies before it has noted that."""
+def killed_before_recording(action: str, city: City, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step does what it has decided, and dies before it has noted that."""
     record = watch.record_decision
 
-    def dies(model: str, decision: watch.Decision, workspace: Workspace):
+    def dies(model: str, decision: watch.Decision, workspace: Workspace) -> watch.Decision | None:
         if decision.action == action:
             raise Killed
         return record(model, decision, workspace)
 
-    monkeypatch.setattr(watch, "record_decision", dies)
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "record_decision", dies)
+        with pytest.raises(Killed):
+            city.step()
 
 
 def test_the_loop_closes_without_a_hand(city: City, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,42 +170,46 @@ def test_the_loop_closes_without_a_hand(city: City, monkeypatch: pytest.MonkeyPa
 
     # A day like any other: nothing is said, nothing is done.
     city.serve(old[:DAYS])
-    assert city.step() == [] and city.told() == []
+    assert city.step() == []
+    assert city.told() == []
 
     # The tariff changes, for those who ride and in the files that come in. The step is killed when it has trained.
     trips(city.folder / "now", 4000, seed=3, dearer=True)
     city.serve(new[:DAYS])
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_before_recording("shadow", patch)
-        city.step()
+    killed_before_recording("shadow", city, monkeypatch)
     runs, made = len(list_runs(city.workspace)), len(versions("taxi", city.workspace))
-    assert made == 2 and city.state.shadow.version == 2 and city.state.aliases["champion"].version == 1
+    assert made == 2
+    assert city.state.shadow.version == 2
+    assert city.state.aliases["champion"].version == 1
     assert city.step() == ["shadow"]
     assert last_decision("taxi", city.workspace).phase == COMPARING
-    assert len(list_runs(city.workspace)) == runs and len(versions("taxi", city.workspace)) == made
+    assert len(list_runs(city.workspace)) == runs
+    assert len(versions("taxi", city.workspace)) == made
     (alert,) = city.told()
-    assert "concept drift" in alert["title"] and alert["report"].endswith("report.html")
+    assert "concept drift" in alert["title"]
+    assert alert["report"].endswith("report.html")
     assert Path(alert["report"]).exists()
 
     # A day in the shadow; the promotion is killed before it is noted, too.
     city.serve(new[DAYS : 2 * DAYS])
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_before_recording("promote", patch)
-        city.step()
+    killed_before_recording("promote", city, monkeypatch)
     assert city.state.aliases["champion"].version == 2
     assert city.step() == ["promote"]
-    assert last_decision("taxi", city.workspace).phase == PROVING and city.state.shadow.version == 1
+    assert last_decision("taxi", city.workspace).phase == PROVING
+    assert city.state.shadow.version == 1
 
     # A day in office: the error is back, the breach is over, and the old champion may go.
     city.serve(new[2 * DAYS : 3 * DAYS])
     assert sorted(city.step()) == ["over", "settled"]
-    assert last_decision("taxi", city.workspace).phase == WATCHING and city.state.shadow is None
+    assert last_decision("taxi", city.workspace).phase == WATCHING
+    assert city.state.shadow is None
     errors = seen("taxi", Catalog(city.workspace)).to_pylist()
     by_day = [(row["version"], row["verdict"], row["error"]) for row in errors if row["rows"]]
     before, during, after = by_day[0][2], by_day[1][2], by_day[-1][2]
     assert [verdict for _, verdict, _ in by_day[:2]] == ["nothing", "retrain"]
     assert by_day[-1][:2] == (2, "nothing")
-    assert during > before + 1.5 and after < before + 0.5
+    assert during > before + 1.5
+    assert after < before + 0.5
 
     # All of it can be read, and who did it; nothing was promoted twice.
     told = [d.action for d in decisions("taxi", city.workspace)]
@@ -211,7 +218,8 @@ def test_the_loop_closes_without_a_hand(city: City, monkeypatch: pytest.MonkeyPa
         "settled",
     ]
     history = changes(city.workspace.root, "dc", "taxi")
-    assert [c.action for c in history].count("promote") == 1 and all(c.who == "loop" for c in history)
+    assert [c.action for c in history].count("promote") == 1
+    assert all(c.who == "loop" for c in history)
 
 
 def test_a_promotion_that_was_wrong_is_taken_back(city: City) -> None:
@@ -224,5 +232,6 @@ def test_a_promotion_that_was_wrong_is_taken_back(city: City) -> None:
     watch.record_decision("taxi", trial, city.workspace)
     city.serve(new[:DAYS])
     assert "rollback" in city.step()
-    assert city.state.aliases["champion"].version == 2 and city.state.shadow is None
+    assert city.state.aliases["champion"].version == 2
+    assert city.state.shadow is None
     assert any("taken back" in alert["title"] for alert in city.told())
