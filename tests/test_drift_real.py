@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from slml.monitoring.drift import drift
+from slml.monitoring.drift import LIMITS, drift
 from slml.monitoring.report import report
-from slml.monitoring.watch import Watch, watch
+from slml.monitoring.watch import Watch, calmed, watch
 from slml.quality.profile import Profile, profile
 
 BEGINS = datetime(2023, 2, 15)  # when the planted faults do
@@ -106,17 +106,15 @@ def windows(table: pa.Table, many: int, rows: int) -> Iterator[pa.Table]:
 def test_two_hundred_untouched_windows_raise_two_alarms_at_most(
     shared_data: Path, reference: Profile, january: pa.Table, february: pa.Table
 ) -> None:
-    """Also for a year's old pair of months, which no limit was chosen by."""
-    old = profile(green.month(shared_data, "2022-01"), green.CONTRACT)
-    pairs = [(reference, february), (old, green.month(shared_data, "2022-02"))]
-    for known, table in pairs:
-        found = [
-            drift(known, profile(window, green.CONTRACT), green.CONTRACT).alarming
-            for rows in (1_000, 2_500, 5_000, 10_000)
-            for window in windows(table, 50, rows)
-        ]
-        assert len(found) == 200
-        assert sum(map(bool, found)) <= 2, [list(map(str, f)) for f in found if f]
+    """Also for a pair of months from the year before, which no limit was chosen by; with learned limits as well."""
+    before, after = (green.month(shared_data, name) for name in ("2022-01", "2022-02"))
+    for known, first, table in ((reference, january, february), (profile(before, green.CONTRACT), before, after)):
+        every = [w for rows in (1_000, 2_500, 5_000, 10_000) for w in windows(table, 50, rows)]
+        assert len(every) == 200
+        seen = [profile(window, green.CONTRACT) for window in every]
+        for limits in (LIMITS, calmed(LIMITS, known, first, green.CONTRACT)):
+            found = [drift(known, window, green.CONTRACT, limits).alarming for window in seen]
+            assert sum(map(bool, found)) <= 2, [list(map(str, f)) for f in found if f]
 
 
 def test_a_month_that_is_stored_otherwise_is_noted_and_read(shared_data: Path, reference: Profile) -> None:
