@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WATCHING', 'RETRAINING', 'COMPARING', 'RECOMMENDED', 'PROVING', 'NOTHING', 'RETRAIN', 'BLIND', 'BETTER', 'NOT_BETTER',
            'MONITOR', 'CHAMPION', 'TITLES', 'MOST', 'PHASES', 'Unsent', 'Decision', 'folder', 'decisions',
-           'last_decision', 'record_decision', 'latest', 'listed', 'judge', 'to_train', 'outcome', 'Watch', 'labels_of',
-           'look', 'blind', 'train', 'compared', 'try_challenger', 'prove', 'told', 'told_again', 'watch_once']
+           'last_decision', 'record_decision', 'latest', 'listed', 'judge', 'to_train', 'outcome', 'Watch',
+           'project_file', 'labels_of', 'look', 'blind', 'train', 'compared', 'try_challenger', 'prove', 'told',
+           'told_again', 'watch_once']
 
 # %% ../../nbs/jobs/watch.ipynb #1be7110c
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -260,6 +260,13 @@ class Watch:
         return _time(history[first].at)
 
 # %% ../../nbs/jobs/watch.ipynb #9a2c997c
+def project_file(
+    file: str,  # from the top of the project, or a whole path or URI; of a notebook or a pipeline
+) -> str:
+    "Where a file is, whatever folder one is in."
+    return file if "://" in file else str(project_folder() / file)
+
+
 def labels_of(watch: Watch) -> str:  # such as fares@123; empty: there are none yet
     "The snapshot of the labels that there are now. Raises `TableError`."
     from slml.tables.catalog import Catalog
@@ -280,7 +287,7 @@ def look(
     policy, labels, version = watch.policy, labels_of(watch), watch.champion
     looked = seen(watch.model, Catalog(watch.workspace))
     windows = last_windows(policy.window, watch.now, policy.back, policy.settle)
-    path = notebook if "://" in notebook else str(project_folder() / notebook)
+    path = project_file(notebook)
     for window in due(windows, looked, version, watch.serving_since, labels):
         given = {"model": watch.model, "since": window.since.isoformat(), "until": window.until.isoformat()}
         run_job(job(path, given | {"labels": labels, "policy": file}), watch.workspace, lambda reason: None)
@@ -302,7 +309,7 @@ def blind(error: SlmlError, watch: Watch) -> dict:
 # %% ../../nbs/jobs/watch.ipynb #e3c372cf
 def train(watch: Watch, last: Decision) -> Decision | None:
     "Run the pipeline, and put what it made in the shadow."
-    pipeline = load_pipeline(_place(watch.policy.retrain))
+    pipeline = load_pipeline(project_file(watch.policy.retrain))
     if any(run.pipeline == pipeline.name and not run.ended for run in list_runs(watch.workspace)):
         return None
     try:
@@ -315,10 +322,6 @@ def train(watch: Watch, last: Decision) -> Decision | None:
     why = f"{watch.model}@{version} sees all requests beside {watch.model}@{champion}"
     facts = {"runs": made.summary.get("runs", {})}
     return last.next("shadow", why, watch.now, phase=COMPARING, version=version, before=champion, facts=facts)
-
-
-def _place(file: str) -> str:
-    return file if "://" in file else str(Path(project_folder(), file))
 
 
 def _trouble(last: Decision) -> str:
