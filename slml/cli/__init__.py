@@ -12,6 +12,7 @@ from . import jobs as jobs
 from . import runs as runs
 from . import models as models
 from . import serving as serving
+from . import monitor as monitor
 from . import money as money
 from . import cloud as cloud
 from . import deploy as deploy
