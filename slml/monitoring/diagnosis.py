@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ..contract import Contract
 from .drift import LIMITS, Drift, Limits, drift
-from .performance import Expected, Performance, errors, performance
+from .performance import Expected, Performance, as_number, errors, performance
 from ..quality.profile import Profile, as_type, kind_of
 
 if TYPE_CHECKING:
@@ -210,8 +210,8 @@ def examine(
     "A window, diagnosed. Raises `ContractError` for a profile of another contract, `TrainingError` for odd labels."
     found = drift(reference, window, contract, limits)
     measured = guess = familiar = driving = None
-    if expected is not None and prediction in window.column_names and contract.task == "regression":
-        guess = (expected.of(window[prediction].cast(pa.float64()).to_numpy())[0], expected.mean)
+    if expected is not None and prediction in window.column_names and contract.task:
+        guess = (expected.of(as_number(contract.task, window[prediction]))[0], expected.mean)
     moved = [f for f in found.of("moved") if f.kind != "target"]
     if sample is not None and moved:
         driving = drivers(sample, window, contract)

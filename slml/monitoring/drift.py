@@ -69,7 +69,7 @@ def aligned(
     codes = np.array(both.codes, np.int64)
     counts = []
     for bins in (reference, window):
-        raised = bins._raised(np.array(bins.codes, np.int64), both.level - bins.level)
+        raised = bins.raised(np.array(bins.codes, np.int64), both.level - bins.level)
         counts.append(np.bincount(np.searchsorted(codes, raised), bins.counts, len(codes)))
     return codes, (counts[0], counts[1])
 

@@ -76,20 +76,20 @@ class Bins:
     ) -> Self:
         "These bins and some counts more."
         level, pairs = max(self.level, level), [(self.codes, self.counts, self.level), (codes, counts, level)]
-        raised = [self._raised(np.asarray(c, np.int64), level - lower) for c, _, lower in pairs]
+        raised = [self.raised(np.asarray(c, np.int64), level - lower) for c, _, lower in pairs]
         every = np.concatenate([np.asarray(n, np.int64) for _, n, _ in pairs])
         while True:
             bins, place = np.unique(np.concatenate(raised), return_inverse=True)
             if len(bins) <= MOST_BINS:
                 total = np.bincount(place, every, len(bins)).astype(np.int64)
                 return type(self)(level, tuple(bins.tolist()), tuple(total.tolist()))
-            raised, level = [self._raised(r, 1) for r in raised], level + 1
+            raised, level = [self.raised(r, 1) for r in raised], level + 1
 
     def merge(self, other: Self) -> Self:
         "The bins of both."
         return self.add(np.array(other.codes, np.int64), np.array(other.counts, np.int64), other.level)
 
-    def _raised(self, codes: np.ndarray, levels: int) -> np.ndarray:
+    def raised(self, codes: np.ndarray, levels: int) -> np.ndarray:
         "The codes at a coarser level."
         return codes >> levels
 
@@ -102,7 +102,7 @@ class Bins:
 class NumberBins(Bins):
     "Bins of numbers: as wide as the leading bits of a float tell."
 
-    def _raised(self, codes: np.ndarray, levels: int) -> np.ndarray:
+    def raised(self, codes: np.ndarray, levels: int) -> np.ndarray:
         return np.sign(codes) * (((np.abs(codes) - 1) >> levels) + 1)
 
     def edges(
