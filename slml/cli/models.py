@@ -15,6 +15,7 @@ import typer
 from .app import Json, On, app, facts, opened, rows_table, show
 
 if TYPE_CHECKING:
+    from slml.jobs.lifecycle import Life
     from slml.registry.versions import Version
 
 # %% ../../nbs/cli/models.ipynb #f3f32855
@@ -32,11 +33,12 @@ def age(
 def model_row(
     version: "Version",
     now: datetime,  # with its time zone
+    life: "Life",  # what has become of it
 ) -> list[str]:
-    "A version as a row: which, what it is called, its data, how old, how wrong, what it does."
+    "A version as a row: which, what it is called, its data, how old, how wrong, what it cost, what it does."
     old = age(now - version.created) if version.created else ""
-    error = f"{version.metric} {version.value:.4g}"
-    return [version.ref, ", ".join(version.aliases), version.data, old, error, version.state]
+    error, lived = f"{version.metric} {version.value:.4g}", [life.live_error, life.drifted, life.spent]
+    return [version.ref, ", ".join(version.aliases), version.data, old, error, *lived, version.state]
 
 
 @app.command(rich_help_panel="Models")
@@ -45,17 +47,21 @@ def models(
     on: On = "",
     as_json: Json = False,
 ) -> None:
-    """List the registered versions: their data, age, test error and what they do.
+    """List the registered versions: data, age, error on the test and live, drift, cost and what they do.
 
     Example: `slml models taxi`"""
+    from slml.jobs.lifecycle import Life, lives
     from slml.registry.versions import models as every
     from slml.registry.versions import versions
 
     workspace = opened(on)
     found = versions(name, workspace) if name else every(workspace)
-    names = ["version", "aliases", "data", "age", "test error", "state"]
-    rows = [model_row(version, datetime.now(UTC)) for version in found]
-    show(rows_table("", names, rows), [asdict(version) for version in found], as_json)
+    known = lives({version.name for version in found}, workspace)
+    lived = [known.get(version.ref, Life()) for version in found]
+    names = ["version", "aliases", "data", "age", "test error", "live error", "drift", "cost", "state"]
+    rows = [model_row(version, datetime.now(UTC), life) for version, life in zip(found, lived, strict=True)]
+    data = [asdict(version) | {"live": asdict(life)} for version, life in zip(found, lived, strict=True)]
+    show(rows_table("", names, rows), data, as_json)
 
 # %% ../../nbs/cli/models.ipynb #4d78003e
 Why = Annotated[str, typer.Option("--why", help="The reason, for those who read the history.")]
