@@ -14,6 +14,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from serving import CONTRACT, TRIP, Client, make, trips
 
 from slml.registry.bundle import Bundle
@@ -210,7 +211,8 @@ def test_the_service_keeps_its_own_openapi(url: str) -> None:
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.ok().as_strategy())
         def run(case: schemathesis.Case) -> None:
-            response = case.call_and_validate(timeout=20)
+            # JSON Schema has no words for a rule of two columns: a request may be good by it and break the rule
+            response = case.call_and_validate(timeout=20, excluded_checks=[positive_data_acceptance])
             seen.append(response.status_code)
 
         run()

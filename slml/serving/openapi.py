@@ -6,7 +6,7 @@
 __all__ = ['field_schema', 'row_schema', 'document']
 
 # %% ../../nbs/serving/openapi.ipynb #c8ac2afb
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .predictor import Predictor
@@ -25,7 +25,7 @@ _KINDS = {
 
 def field_schema(
     field: Field,
-    checks: Iterable[Check],
+    checks: Sequence[Check],
     strict: bool = True,
 ) -> dict[str, Any]:  # JSON Schema
     "What a field takes."
@@ -40,6 +40,10 @@ def field_schema(
         said["format"] = "date-time"
     for check in own:
         said |= _terms(check, nullable)
+    for check in checks:
+        if check.rule["kind"] == "inside_box" and field.required and column.name in check.columns:
+            sides = ("south", "north") if column.name == check.columns[0] else ("west", "east")
+            said |= {"minimum": check.rule[sides[0]], "maximum": check.rule[sides[1]]}
     return said
 
 

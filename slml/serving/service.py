@@ -18,9 +18,9 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zlib import crc32
 
 import msgspec
 
@@ -45,7 +45,7 @@ def share(
     key: bytes,  # of the request, or its body
 ) -> float:  # 0 to 100, evenly spread and always the same
     "Where a request stands among all requests."
-    return crc32(key) * (100 / 2**32)
+    return int.from_bytes(blake2b(key, digest_size=6).digest()) * (100 / 2**48)
 
 # %% ../../nbs/serving/service.ipynb #ebc0a813
 JSON, ARROW, HTML = "application/json", "application/vnd.apache.arrow.stream", "text/html; charset=utf-8"
