@@ -4,7 +4,8 @@
 #   make test-page    the service's page in a real Chromium; needs Debian's chromium
 #   make test-cloud   the cloud parts on an emulated AWS with real containers; needs podman, runc, debootstrap and root
 #   make export   the package from the notebooks;   make readme   README.md from nbs/index.ipynb
-#   make bench    how long each step takes, beside what others need;   make bench-serving   the service beside others
+#   make bench    how long each step takes, beside what others need;   make bench-serving   the service beside others;
+#                 make bench-drift   what monitoring finds and misses
 #   make lock     constraints.txt afresh from settings.ini
 
 PYTHON ?= python3.11
@@ -22,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install run test lint notebooks pytest test-page test-cloud export readme bench bench-serving lock clean
+.PHONY: install run test lint notebooks pytest test-page test-cloud export readme bench bench-serving bench-drift lock clean
 
 install: $(READY)
 
@@ -70,6 +71,10 @@ bench: $(READY)
 
 bench-serving: $(READY)
 	python bench/serving.py
+	python bench/predict.py --rows $(ROWS)
+
+bench-drift: $(READY)
+	python bench/drift.py
 
 # torch is pinned first: an unpinned one brings gigabytes of CUDA.
 lock:

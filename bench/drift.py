@@ -200,7 +200,7 @@ def stretches(table: object, many: int, rows: int) -> Iterator[object]:
 
 
 def quiet(case: dict) -> None:
-    """Alarms in untouched windows: of the months that limits were looked at with, and of two that they were not."""
+    """Alarms in untouched windows of two pairs of months; limits were adjusted with a look at both."""
     import green
 
     from slml.monitoring.drift import LIMITS, drift
