@@ -106,7 +106,9 @@ def windows(table: pa.Table, many: int, rows: int) -> Iterator[pa.Table]:
 def test_two_hundred_untouched_windows_raise_two_alarms_at_most(
     shared_data: Path, reference: Profile, january: pa.Table, february: pa.Table
 ) -> None:
-    """Also for a pair of months from the year before, with learned limits as well; neither is a blind trial: limits were adjusted with a look at both."""
+    """Also for a pair of months from the year before, and with learned limits.
+
+    It is no blind trial: limits were adjusted with a look at both pairs."""
     before, after = (green.month(shared_data, name) for name in ("2022-01", "2022-02"))
     for known, first, table in ((reference, january, february), (profile(before, green.CONTRACT), before, after)):
         every = [w for rows in (1_000, 2_500, 5_000, 10_000) for w in windows(table, 50, rows)]
