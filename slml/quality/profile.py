@@ -147,7 +147,8 @@ def quantiles(
     below = np.cumsum(bins.counts)
     place = np.searchsorted(below, np.asarray(shares) * bins.total, "left").clip(0, len(below) - 1)
     low, high = bins.edges(np.array(bins.codes, np.int64))
-    return (low + high)[place] / 2
+    middle = (low + high)[place] / 2
+    return np.where(np.abs(middle) < np.finfo(np.float64).tiny, 0.0, middle)  # the first bin holds 0 itself
 
 # %% ../../nbs/quality/profile.ipynb #e3d06cf2
 MOST_CATEGORIES = 1000  # that are counted one by one
