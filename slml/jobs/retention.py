@@ -83,6 +83,7 @@ def needed(
         told += [text for ref in new if "@" in ref for text in _noted(ref, catalog)]
         wanted |= named_runs(told, workspace) | {text for text in told if text in by_id}
         refs |= {text for text in told if SNAPSHOT.fullmatch(text)}
+        wanted |= {run.id for run in by_id.values() if refs & set(texts(dict(run.outputs)))}  # who made them
     return Needed(frozenset(wanted), frozenset(refs))
 
 

@@ -309,10 +309,10 @@ def blind(error: SlmlError, watch: Watch) -> dict:
 # %% ../../nbs/jobs/watch.ipynb #e3c372cf
 def train(watch: Watch, last: Decision) -> Decision | None:
     "Run the pipeline, and put what it made in the shadow."
-    pipeline = load_pipeline(project_file(watch.policy.retrain))
-    if any(run.pipeline == pipeline.name and not run.ended for run in list_runs(watch.workspace)):
-        return None
     try:
+        pipeline = load_pipeline(project_file(watch.policy.retrain))
+        if any(run.pipeline == pipeline.name and not run.ended for run in list_runs(watch.workspace)):
+            return None
         made = run_pipeline(pipeline, last.parameters, watch.workspace, _unheard)
         version = _made(made.summary, watch)
         champion = watch.champion
