@@ -15,7 +15,7 @@ import pytest
 from slml.jobs import watch
 from slml.jobs.pipeline import load_pipeline, run_pipeline
 from slml.jobs.run import list_runs
-from slml.jobs.watch import COMPARING, PROVING, WATCHING, decisions, last_decision, watch_once
+from slml.jobs.watch import COMPARING, PROVING, RETRAINING, WATCHING, decisions, last_decision, watch_once
 from slml.jobs.windows import seen
 from slml.registry.aliases import changes, read_state
 from slml.registry.versions import promote, set_shadow, versions
@@ -235,3 +235,32 @@ def test_a_promotion_that_was_wrong_is_taken_back(city: City) -> None:
     assert city.state.aliases["champion"].version == 2
     assert city.state.shadow is None
     assert any("taken back" in alert["title"] for alert in city.told())
+
+
+def test_a_person_takes_over_a_pipeline_is_gone_and_nobody_can_be_reached(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loop finds otherwise than it left it ends the phase, in a decision that says why."""
+
+    def trial(phase: str) -> None:
+        last = last_decision("taxi", city.workspace)
+        watch.record_decision(
+            "taxi", last.next("shadow", "a trial", city.morning, phase=phase, version=1, before=2), city.workspace
+        )
+
+    trial(COMPARING)  # but somebody has taken the challenger out of the shadow
+    assert city.step()[-1] == "left"
+    assert last_decision("taxi", city.workspace).phase == WATCHING
+
+    policy = Path(city.policy)
+    policy.write_text(policy.read_text().replace(str(TAXI), "gone.yaml").replace('tell = ["', 'tell = ["env:DUTY", "'))
+    trial(RETRAINING)
+    assert city.step() == ["failed"]
+    assert "gone.yaml" in city.told()[-1]["title"] + city.told()[-1]["text"]
+    (unsent,) = last_decision("taxi", city.workspace).unsent
+    assert unsent.channel == "env:DUTY"
+    assert city.step() == []  # still nobody
+    monkeypatch.setenv("DUTY", f"log:{city.folder}/duty.jsonl")
+    assert city.step() == ["told"]
+    assert last_decision("taxi", city.workspace).unsent == ()
+    assert json.loads((city.folder / "duty.jsonl").read_text())["id"] == unsent.alert.id

@@ -289,7 +289,8 @@ def look(
     windows = last_windows(policy.window, watch.now, policy.back, policy.settle)
     path = project_file(notebook)
     for window in due(windows, looked, version, watch.serving_since, labels):
-        given = {"model": watch.model, "since": window.since.isoformat(), "until": window.until.isoformat()}
+        given = {"model": watch.model, "version": version}
+        given |= {"since": window.since.isoformat(), "until": window.until.isoformat()}
         run_job(job(path, given | {"labels": labels, "policy": file}), watch.workspace, lambda reason: None)
     return latest(seen(watch.model, Catalog(watch.workspace)), version, policy.limits.rows)
 
