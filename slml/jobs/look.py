@@ -72,7 +72,8 @@ def seen_in(
     found = watch(reference, rows, contract, usual, sample, every="day" if long >= DAY else "hour", **how)
     if len(found.windows) == 1:
         found = replace(found, windows=(replace(found.windows[0], diagnosis=found.whole),))
-    if not DAY <= long <= 2 * DAY:
+    hours = long / timedelta(hours=1)
+    if not 24 <= hours <= 48 or len(rows) < hours * how.get("limits", LIMITS).rows:
         return found, found
     fine = watch(reference, rows, contract, usual, every="hour", **how)
     return found, replace(fine, whole=found.whole, episodes=found.episodes)
