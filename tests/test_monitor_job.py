@@ -13,9 +13,10 @@ from slml.contract import Category, Column, Contract, Numeric
 from slml.errors import ContractError, RegistryError, UsageError
 from slml.features.encoder import Encoder
 from slml.jobs.job import job
-from slml.jobs.run import Run
+from slml.jobs.pipeline import load_pipeline, run_pipeline
+from slml.jobs.run import Run, list_runs
 from slml.jobs.runner import run_job
-from slml.jobs.windows import seen
+from slml.jobs.windows import last_windows, seen
 from slml.models.model import build
 from slml.registry.aliases import Pointer, State, write_change
 from slml.registry.bundle import Bundle, Lineage
@@ -69,8 +70,7 @@ def workspace(tmp_path: Path, tracking_uri: str, bundle: Bundle) -> Workspace:
     """A workspace whose champion is that model."""
     workspace = Workspace(root=str(tmp_path / "root"), project="dc", tracking_uri=tracking_uri)
     pointer = Pointer(1, bundle.uri, bundle.hash)
-    state = State().next("register", "ann")
-    state = State(state.number, state.at, "ann", "", "register", {"champion": pointer})
+    state = State(1, "2026-01-01T00:00:00+00:00", "ann", "", "register", {"champion": pointer})
     write_change(workspace.root, "dc", "rides", state)
     return workspace
 
@@ -175,3 +175,18 @@ def test_what_cannot_be_looked_at_is_said(workspace: Workspace, bundle: Bundle) 
     with pytest.raises(RegistryError, match="no champion of bus"):
         run_job(job(NOTEBOOK, {"model": "bus"}), workspace)
     assert len(seen("rides", Catalog(workspace))) == 0
+
+
+def test_the_scheduled_pipeline_looks_at_every_call(workspace: Workspace, bundle: Bundle, tmp_path: Path) -> None:
+    """Its parameters are the same each day; what it looks at is not."""
+    (day,) = last_windows(timedelta(days=1), datetime.now(UTC))
+    serve(workspace, bundle, rides(300, 7), day.since + timedelta(hours=3))
+    (tmp_path / "monitor.toml").write_text("[rides]\nback = 1\ntell = []\n")
+    given = {"model": "rides", "policy": str(tmp_path / "monitor.toml")}
+    pipeline = load_pipeline(NOTEBOOK.replace("nbs/jobs/monitor.ipynb", "pipelines/monitor.yaml"))
+    first, second = (run_pipeline(pipeline, given, workspace, lambda state: None) for _ in range(2))
+    assert not first.cached
+    assert not second.cached
+    assert second.summary["phase"] == "watching"
+    looks = [run for run in list_runs(workspace) if run.job == "monitor"]
+    assert len(looks) == 1  # the second step had nothing new to look at
