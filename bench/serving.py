@@ -90,6 +90,7 @@ def servers(bundle: Bundle, work: Path, python: Path) -> dict[str, tuple[list[st
         return [str(python), str(PEERS / script), "{port}", bundle.uri, *words]
 
     own = [sys.executable, "-m", "slml.serving", bundle.uri, "--root", str(work), "--port", "{port}"]
+    os.environ["BENCH_BUNDLE"] = bundle.uri  # BentoML hands no words on
     records = {"dataframe_records": [ROW]}
     bento = [str(python), "-m", "bentoml", "serve", "bentoml_app:Trips", "--port", "{port}", "--host", "127.0.0.1"]
     mlflow = ["-m", "mlflow", "models", "serve", "-m", bundle.uri, "--env-manager", "local", "-p", "{port}", "-w", "1"]
@@ -117,7 +118,7 @@ def peers_python(folder: Path) -> Path:
     own = Path(np.__file__).parents[1]
     (site / "project.pth").write_text(f"{own}\n")
     constraints = ["-c", str(HERE.parent / "constraints.txt")]
-    for name in ("uvicorn[standard]", "litserve", "bentoml"):
+    for name in ("uvicorn[standard]", "litserve", "bentoml>=1.4"):
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", name]
         for words in ([*command, *constraints], command):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -132,7 +133,7 @@ def running(command: list[str], path: str, body: dict, seconds: float = 60) -> I
     """A server until the block ends. Raises `TimeoutError` where it does not answer."""
     port = free_port()
     words = [word.replace("{port}", str(port)) for word in command]
-    environment = os.environ | {"BENCH_BUNDLE": command[3] if len(command) > 3 else "", "PYTHONPATH": str(PEERS)}
+    environment = os.environ | {"PYTHONPATH": str(PEERS)}
     with tempfile.TemporaryFile() as said:
         process = psutil.Popen(words, cwd=PEERS, env=environment, stdout=said, stderr=said)
         try:

@@ -297,7 +297,7 @@ def check(
     "Predict the parity sample as requests are predicted. Raises `RegistryError` where that is not what torch said."
     import pyarrow.parquet as pq  # a service that has answered already can wait for it
 
-    parity = pq.ParquetFile(io.BytesIO(predictor.bundle.files["parity.parquet"])).read()
+    parity = pq.ParquetFile(io.BytesIO(predictor.bundle.files["parity.parquet"])).read(use_threads=False)
     rows, expected = parity.drop_columns([PREDICTION]), np.array(parity[PREDICTION].to_pylist(), np.float32)
     lenient = Reader(predictor.terms, [i.column for i in predictor.encoding.inputs], strict=False).row
     encoded = [predictor.encode(msgspec.convert(row, lenient)) for row in rows.to_pylist()]

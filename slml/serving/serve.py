@@ -256,6 +256,7 @@ def told(
 def main() -> int:  # the exit code
     "Serve as the command line says, and end with one clear message where that cannot be."
     sys.meta_path.insert(0, Without("pandas"))
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # the others hold on to memory that they need no more
     try:
         asyncio.run(run(told(sys.argv[1:], os.environ)))
     except SlmlError as error:
