@@ -6,10 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/serving/main.ipynb #a2cb62b8
+import os
 import sys
 
 from .serve import main
 
 # %% ../../nbs/serving/main.ipynb #053c0d09
 if __name__ == "__main__" and "__file__" in globals():
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -7,7 +7,6 @@ __all__ = ['HUGE', 'NO_TIME', 'UNKNOWN', 'MISSING', 'FEW', 'MANY', 'Input', 'Ans
            'codes', 'encoders', 'open_graph', 'Slot', 'Predictor', 'Seen', 'seen', 'check']
 
 # %% ../../nbs/serving/predictor.ipynb #705e1643
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
@@ -295,9 +294,10 @@ def check(
     tolerance: float = TOLERANCE,  # relative
 ) -> float:  # the largest relative difference
     "Predict the parity sample as requests are predicted. Raises `RegistryError` where that is not what torch said."
-    import pyarrow.parquet as pq  # a service that has answered already can wait for it
+    import pyarrow as pa  # a service that has answered already can wait for it
+    import pyarrow.parquet as pq
 
-    parity = pq.ParquetFile(io.BytesIO(predictor.bundle.files["parity.parquet"])).read(use_threads=False)
+    parity = pq.ParquetFile(pa.BufferReader(predictor.bundle.files["parity.parquet"])).read(use_threads=False)
     rows, expected = parity.drop_columns([PREDICTION]), np.array(parity[PREDICTION].to_pylist(), np.float32)
     lenient = Reader(predictor.terms, [i.column for i in predictor.encoding.inputs], strict=False).row
     encoded = [predictor.encode(msgspec.convert(row, lenient)) for row in rows.to_pylist()]

@@ -144,8 +144,10 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        "Look no more."
+        "Look no more; a look that has begun may end."
         self._ended.set()
+        if self._thread.ident:
+            self._thread.join(5)
 
     def _run(self) -> None:
         self._attempt("parity", lambda: check(self.service.versions.champion))
