@@ -13,6 +13,7 @@ import os
 # %% ../nbs/init.ipynb #08887bdc
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # %% ../nbs/init.ipynb #edb52bf5
 NAMES = {
