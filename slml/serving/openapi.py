@@ -21,32 +21,9 @@ _KINDS = {
     "date": "string",
     "timestamp": "string",
 }
+_FORMS = {"date": "date", "timestamp": "date-time"}
 
-
-def field_schema(
-    field: Field,
-    checks: Sequence[Check],
-    strict: bool = True,
-) -> dict[str, Any]:  # JSON Schema
-    "What a field takes."
-    column, own = field.column, [c for c in checks if c.columns == (field.column.name,)]
-    nullable = not field.required and (column.nullable or not strict)
-    said: dict[str, Any] = {"type": [_KINDS[column.type], "null"] if nullable else _KINDS[column.type]}
-    words = [column.description, f"unit: {column.unit}" if column.unit else "", in_words(field, own)]
-    said["description"] = "; ".join(word for word in words if word)
-    if column.type == "date" and not column.format:
-        said["format"] = "date"
-    if column.type == "timestamp" and not column.format:
-        said["format"] = "date-time"
-    for check in own:
-        said |= _terms(check, nullable)
-    for check in checks:
-        if check.rule["kind"] == "inside_box" and field.required and column.name in check.columns:
-            sides = ("south", "north") if column.name == check.columns[0] else ("west", "east")
-            said |= {"minimum": check.rule[sides[0]], "maximum": check.rule[sides[1]]}
-    return said
-
-
+# %% ../../nbs/serving/openapi.ipynb #5d0b6e37
 def _terms(check: Check, nullable: bool) -> dict[str, Any]:
     "A rule in JSON Schema's words, where it has some."
     rule = check.rule
@@ -59,17 +36,132 @@ def _terms(check: Check, nullable: bool) -> dict[str, Any]:
         return {"pattern": f"^(?:{rule['pattern']})$"}
     return {}
 
+# %% ../../nbs/serving/openapi.ipynb #2f9d5c48
+def _side(check: Check, name: str) -> dict[str, Any]:
+    "The bounds that a box sets to one of its columns, and nothing for another column or rule."
+    if check.rule["kind"] != "inside_box" or name not in check.columns:
+        return {}
+    low, high = ("south", "north") if name == check.columns[0] else ("west", "east")
+    return {"minimum": check.rule[low], "maximum": check.rule[high]}
+
+# %% ../../nbs/serving/openapi.ipynb #e1a3f864
+def field_schema(
+    field: Field,
+    checks: Sequence[Check],
+    strict: bool = True,  # whether nullability is held
+) -> dict[str, Any]:  # JSON Schema
+    "What a field takes."
+    column, own = field.column, [c for c in checks if c.columns == (field.column.name,)]
+    nullable = not field.required and (column.nullable or not strict)
+    said: dict[str, Any] = {"type": [_KINDS[column.type], "null"] if nullable else _KINDS[column.type]}
+    words = [column.description, f"unit: {column.unit}" if column.unit else "", in_words(field, own)]
+    said["description"] = "; ".join(word for word in words if word)
+    if column.type in _FORMS and not column.format:
+        said["format"] = _FORMS[column.type]
+    for check in own:
+        said |= _terms(check, nullable)
+    for check in checks if field.required else ():
+        said |= _side(check, column.name)
+    return said
+
+# %% ../../nbs/serving/openapi.ipynb #63e9b15d
+def _object(properties: Mapping[str, Any], required: Sequence[str], **more: Any) -> dict[str, Any]:
+    "An object of these properties, in JSON Schema."
+    return {"type": "object", "properties": properties, "required": required, **more}
+
 
 def row_schema(
     reader: Reader,
 ) -> dict[str, Any]:  # JSON Schema
     "What a row takes."
-    return {
-        "type": "object",
-        "properties": {f.column.name: field_schema(f, reader.checks, reader.strict) for f in reader.fields},
-        "required": [f.column.name for f in reader.fields if f.required],
-        "additionalProperties": False,
+    properties = {f.column.name: field_schema(f, reader.checks, reader.strict) for f in reader.fields}
+    return _object(properties, [f.column.name for f in reader.fields if f.required], additionalProperties=False)
+
+# %% ../../nbs/serving/openapi.ipynb #1c8e47b6
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _list(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _rows() -> dict[str, Any]:
+    "Several rows, as they are asked."
+    about = "who asks; the same version answers the same key"
+    key = {"type": ["string", "null"], "description": about}
+    return _object({"rows": _list(_ref("Row")), "key": key}, ["rows"], additionalProperties=False)
+
+# %% ../../nbs/serving/openapi.ipynb #d2b6708a
+_TEXT = {"type": "string"}
+
+
+def _predicted(classes: bool) -> dict[str, Any]:
+    "An answer."
+    number = {"type": ["number", "null"]}
+    properties = {
+        "predictions": _list(_list(number) if classes else number),
+        "version": _TEXT,
+        "request": _TEXT,
+        "classes": _list(_TEXT),
+        "outside": _list(_list(_TEXT)),
     }
+    return _object(properties, ["predictions", "version", "request"])
+
+
+def _problem() -> dict[str, Any]:
+    "A refusal, with each field that is at fault."
+    fault = {**dict.fromkeys(("field", "expected", "came"), _TEXT), "row": {"type": "integer"}}
+    return _object({"error": _TEXT, "fields": _list({"type": "object", "properties": fault})}, ["error"])
+
+# %% ../../nbs/serving/openapi.ipynb #a05c93e7
+_ARROW = "application/vnd.apache.arrow.stream"
+_REFUSALS = {
+    400: "The body is not JSON, or not an Arrow stream.",
+    401: "The key is missing or wrong.",
+    408: "The body did not come in time.",
+    413: "The body is too large.",
+    415: "The body is neither JSON nor Arrow.",
+    422: "Fields that the contract does not take; each is named.",
+    503: "Too many large requests wait.",
+}
+
+
+def _content(schema: Mapping[str, Any], kind: str = "application/json") -> dict[str, Any]:
+    return {kind: {"schema": schema}}
+
+# %% ../../nbs/serving/openapi.ipynb #48d7c5b2
+def _predict() -> dict[str, Any]:
+    "POST /predict."
+    arrow = _content({"type": "string", "contentMediaType": _ARROW}, _ARROW)
+    told = {"description": "Predictions.", "content": _content(_ref("Predicted")) | arrow}
+    refused = {str(n): {"description": t, "content": _content(_ref("Problem"))} for n, t in _REFUSALS.items()}
+    return {
+        "operationId": "predict",
+        "summary": "Predict one row or many.",
+        "requestBody": {"required": True, "content": _content({"anyOf": [_ref("Row"), _ref("Rows")]})},
+        "responses": {"200": told, **refused},
+    }
+
+# %% ../../nbs/serving/openapi.ipynb #bf2d4916
+_PAGES = {
+    "/health": ("The process is alive.", "application/json"),
+    "/ready": ("Requests may be sent here.", "application/json"),
+    "/metrics": ("Counts for Prometheus.", "text/plain"),
+    "/schema": ("The contract, and what a row takes.", "application/json"),
+    "/openapi.json": ("This document.", "application/json"),
+    "/": ("A page to try it.", "text/html"),
+}
+
+
+def _get(path: str) -> dict[str, Any]:
+    "GET of a path."
+    what, kind = _PAGES[path]
+    answers = {"200": {"description": what, "content": _content({}, kind)}}
+    answers["401"] = {"description": _REFUSALS[401], "content": _content(_ref("Problem"))}
+    if path == "/ready":
+        answers["503"] = {"description": "The process is about to end.", "content": _content({})}
+    return {"summary": what, "responses": answers}
 
 # %% ../../nbs/serving/openapi.ipynb #d8d2636e
 def document(
@@ -80,11 +172,12 @@ def document(
     terms, target = predictor.terms, predictor.encoding.target
     unit = next((c.unit for c in terms.columns if c.name == terms.target), "")
     about = f"Predicts {target.column}{f' in {unit}' if unit else ''} ({target.task})."
+    schemas = {"Rows": _rows(), "Predicted": _predicted(bool(target.classes)), "Problem": _problem()}
     found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": terms.name, "version": predictor.ref, "description": about},
-        "paths": {"/predict": {"post": _predict()}, **{p: {"get": g} for p, g in _gets().items()}},
-        "components": {"schemas": {"Row": row_schema(predictor.reader), **_schemas(bool(target.classes))}},
+        "paths": {"/predict": {"post": _predict()}, **{path: {"get": _get(path)} for path in _PAGES}},
+        "components": {"schemas": {"Row": row_schema(predictor.reader), **schemas}},
     }
     if key:
         found["components"]["securitySchemes"] = {
@@ -93,96 +186,3 @@ def document(
         }
         found["security"] = [{"bearer": []}, {"header": []}]
     return found
-
-
-def _content(schema: Mapping[str, Any], kind: str = "application/json") -> dict[str, Any]:
-    return {kind: {"schema": schema}}
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _predict() -> dict[str, Any]:
-    "POST /predict."
-    arrow = _content(
-        {"type": "string", "contentMediaType": "application/vnd.apache.arrow.stream"},
-        "application/vnd.apache.arrow.stream",
-    )
-    refusals = {
-        400: "The body is not JSON, or not an Arrow stream.",
-        401: "The key is missing or wrong.",
-        408: "The body did not come in time.",
-        413: "The body is too large.",
-        415: "The body is neither JSON nor Arrow.",
-        422: "Fields that the contract does not take; each is named.",
-        503: "Too many large requests wait.",
-    }
-    told = {"description": "Predictions.", "content": _content(_ref("Predicted")) | arrow}
-    refused = {str(n): {"description": t, "content": _content(_ref("Problem"))} for n, t in refusals.items()}
-    body = {"required": True, "content": _content({"anyOf": [_ref("Row"), _ref("Rows")]})}
-    return {
-        "operationId": "predict",
-        "summary": "Predict one row or many.",
-        "requestBody": body,
-        "responses": {"200": told, **refused},
-    }
-
-
-def _schemas(classes: bool) -> dict[str, Any]:
-    "What goes in and out of /predict."
-    text, number = {"type": "string"}, {"type": ["number", "null"]}
-    prediction = {"type": "array", "items": number} if classes else number
-    rows = {"type": "array", "items": _ref("Row")}
-    fault = {**dict.fromkeys(("field", "expected", "came"), text), "row": {"type": "integer"}}
-    return {
-        "Rows": {
-            "type": "object",
-            "properties": {
-                "rows": rows,
-                "key": {"type": ["string", "null"], "description": "who asks; the same version answers the same key"},
-            },
-            "required": ["rows"],
-            "additionalProperties": False,
-        },
-        "Predicted": {
-            "type": "object",
-            "properties": {
-                "predictions": {"type": "array", "items": prediction},
-                "version": text,
-                "request": text,
-                "classes": {"type": "array", "items": text},
-                "outside": {"type": "array", "items": {"type": "array", "items": text}},
-            },
-            "required": ["predictions", "version", "request"],
-        },
-        "Problem": {
-            "type": "object",
-            "properties": {
-                "error": text,
-                "fields": {"type": "array", "items": {"type": "object", "properties": fault}},
-            },
-            "required": ["error"],
-        },
-    }
-
-
-def _gets() -> dict[str, Any]:
-    "What is asked without a body."
-    said = {
-        "/health": ("The process is alive.", "application/json"),
-        "/ready": ("Requests may be sent here.", "application/json"),
-        "/metrics": ("Counts for Prometheus.", "text/plain"),
-        "/schema": ("The contract, and what a row takes.", "application/json"),
-        "/openapi.json": ("This document.", "application/json"),
-        "/": ("A page to try it.", "text/html"),
-    }
-    refused = {"401": {"description": "The key is missing or wrong.", "content": _content(_ref("Problem"))}}
-    more = {"/ready": {"503": {"description": "The process is about to end.", "content": _content({})}}}
-    return {
-        path: {
-            "summary": what,
-            "responses": {"200": {"description": what, "content": _content({}, kind)}, **refused, **more.get(path, {})},
-        }
-        for path, (what, kind) in said.items()
-    }
