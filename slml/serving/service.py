@@ -230,6 +230,8 @@ class Service:
         self.metrics = Metrics()
         self.shadow = Shadow(log, self.metrics)
         self.trouble: dict[str, str] = {}  # what does not work, though requests are answered
+        self.alias = ""  # that is followed
+        self.drift: dict[str, Any] | None = None  # what monitoring has said last
         self.draining = False  # whether the process is about to end
         self._ids, self._instance = count(), os.urandom(4).hex()
 
@@ -400,13 +402,15 @@ def openapi(service: Service) -> Answer:
 
 def front(service: Service) -> Answer:
     "The page."
+    from slml.serving.page import HEADERS
     from slml.serving.page import page as drawn
 
     predictor = service.versions.champion
     files = predictor.bundle.files
     names = {"contract": "contract", "profile": "profile", "page": "page", "lineage": "lineage", "metrics": "metrics"}
     facts = {name: msgspec.json.decode(files[f"{of}.json"]) for name, of in names.items() if f"{of}.json" in files}
-    return Answer(200, drawn({**facts, "version": predictor.ref}), HTML)
+    facts |= {"version": predictor.ref, "alias": service.alias, "drift": service.drift}
+    return Answer(200, drawn(facts), HTML, tuple((k, v) for k, v in HEADERS.items() if k != "content-type"))
 
 
 _PAGES = {"/ready": ready, "/metrics": metrics, "/schema": schema, "/openapi.json": openapi, "/": front}
