@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from slml.serving.log import RequestLog
 
-# %% ../../nbs/serving/metrics.ipynb #b0d1cbb3
+# %% ../../nbs/serving/metrics.ipynb #3f96ae5d
 BOUNDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)  # seconds
 
-
+# %% ../../nbs/serving/metrics.ipynb #b0d1cbb3
 class Metrics:
     "Counts of a service."
 
@@ -61,29 +61,22 @@ class Metrics:
         self,
         versions: Sequence,  # champion, canary, percent, shadow
         log: "RequestLog | None",
-        trouble: Mapping[str, str],
+        trouble: Mapping[str, str],  # what does not work -> why
     ) -> tuple[bytes, str]:  # and its content type
         "Everything, in Prometheus's words."
-        from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
-        from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+        return _text([*_counts(self), *_shares(versions), _trouble(trouble), *_logged(log)])
 
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        GCCollector(registry=registry)
-        registry.register(_Told([*_counts(self), *_state(versions, log, trouble)]))
-        return generate_latest(registry), CONTENT_TYPE_LATEST
+# %% ../../nbs/serving/metrics.ipynb #704bc2e5
+def _counter(name: str, what: str, labels: Sequence[str], counts: Mapping[Any, int]) -> "Metric":
+    "Counts as a family; a key is a label, or a tuple of them."
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(name, what, labels=labels)
+    for key, count in list(counts.items()):
+        family.add_metric([str(part) for part in (key if isinstance(key, tuple) else (key,))], count)
+    return family
 
 # %% ../../nbs/serving/metrics.ipynb #1ca87068
-class _Told:
-    "Metrics as prometheus_client collects them."
-
-    def __init__(self, found: "Sequence[Metric]"):
-        self._found = found
-
-    def collect(self) -> "Sequence[Metric]":
-        return self._found
-
-
 def _counts(metrics: Metrics) -> "Iterator[Metric]":
     "What was counted."
     from prometheus_client.core import HistogramMetricFamily
@@ -99,18 +92,9 @@ def _counts(metrics: Metrics) -> "Iterator[Metric]":
     times.add_metric([], list(below), metrics.seconds)
     yield times
 
-
-def _counter(name: str, what: str, labels: Sequence[str], counts: Mapping[Any, int]) -> "Metric":
-    from prometheus_client.core import CounterMetricFamily
-
-    family = CounterMetricFamily(name, what, labels=labels)
-    for key, count in list(counts.items()):
-        family.add_metric([str(part) for part in (key if isinstance(key, tuple) else (key,))], count)
-    return family
-
-
-def _state(versions: Sequence, log: "RequestLog | None", trouble: Mapping[str, str]) -> "Iterator[Metric]":
-    "How things stand."
+# %% ../../nbs/serving/metrics.ipynb #0f7a52bd
+def _shares(versions: Sequence) -> "Iterator[Metric]":
+    "The versions that there are, and of how many requests."
     from prometheus_client.core import GaugeMetricFamily
 
     champion, canary, percent, shadow = versions
@@ -120,11 +104,45 @@ def _state(versions: Sequence, log: "RequestLog | None", trouble: Mapping[str, s
         if predictor:
             who.add_metric([predictor.ref, role, predictor.bundle.hash[:12]], share)
     yield who
+
+# %% ../../nbs/serving/metrics.ipynb #8e2b4f97
+def _trouble(trouble: Mapping[str, str]) -> "Metric":
+    "What does not work, though requests are answered."
+    from prometheus_client.core import GaugeMetricFamily
+
     gauge = GaugeMetricFamily("slml_trouble", "What does not work, though requests are answered.", labels=("what",))
     for what in list(trouble):
         gauge.add_metric([what], 1)
-    yield gauge
+    return gauge
+
+
+def _logged(log: "RequestLog | None") -> "Iterator[Metric]":
+    "What became of the rows of the request log."
+    from prometheus_client.core import GaugeMetricFamily
+
     if log:
         counts = {(name,): getattr(log, name) for name in ("written", "dropped", "failed")}
         yield _counter("slml_log", "Rows written to the log or dropped, and writes that failed.", ("what",), counts)
         yield GaugeMetricFamily("slml_log_waiting", "Rows that are not in storage yet.", value=log.waiting)
+
+# %% ../../nbs/serving/metrics.ipynb #56e4ac9f
+class _Told:
+    "Metrics as prometheus_client collects them."
+
+    def __init__(self, found: "Sequence[Metric]"):
+        self._found = found
+
+    def collect(self) -> "Sequence[Metric]":
+        return self._found
+
+
+def _text(found: "Sequence[Metric]") -> tuple[bytes, str]:
+    "Metrics, and those of the process, as Prometheus reads them; and the content type."
+    from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(_Told(found))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
