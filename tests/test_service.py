@@ -355,6 +355,20 @@ def test_a_storage_outage_stops_no_answer(first: Bundle, second: Bundle, tmp_pat
     assert not load.faults
 
 
+def test_what_monitoring_says_is_on_the_page(first: Bundle, tmp_path: Path) -> None:
+    registry = Registry(tmp_path, first)
+    registry.set("register", 1)
+    said = {"at": "2026-03-01T06:00:00", "verdict": "fix the feed", "columns": [{"column": "miles", "score": 1.7}]}
+    (tmp_path / "models/demo/trips/monitor.json").write_text("half a")
+    with served("trips@champion", *registry.words, "--drift", "0.05") as url:
+        client = Client(url)
+        eventually(lambda: client("/ready")[1].get("trouble", {}).get("drift"))
+        assert b"fix the feed" not in client("/")[1].lower()
+        (tmp_path / "models/demo/trips/monitor.json").write_text(json.dumps(said))
+        eventually(lambda: b"fix the feed" in client("/")[1].lower())
+        assert "drift" not in client("/ready")[1].get("trouble", {})
+
+
 def test_a_canary_keeps_to_its_share_and_its_keys(first: Bundle, second: Bundle, tmp_path: Path) -> None:
     registry = Registry(tmp_path, first, second)
     registry.set("canary", 1, canary=(2, 30))
