@@ -140,17 +140,39 @@ def to_batch(
     "Some requests and their predictions as rows of the log."
     import pyarrow as pa
 
-    rows = entries[0][1]
-    rows = [row for entry in entries for row in entry[1]] if isinstance(rows, list) else rows
-    facts = [
-        (int(at * 1e6), request, number, version, role, prediction, outside[number] if outside else ())
-        for at, _, predictions, request, version, role, outside in entries
-        for number, prediction in enumerate(predictions if isinstance(predictions, list) else predictions.tolist())
+    kinds, own = [field.type for field in schema][-len(OWN) :], list(schema)[: -len(OWN)]
+    if isinstance(entries[0][1], list):
+        rows, facts = [row for entry in entries for row in entry[1]], zip(*_facts(entries), strict=True)
+        told = [pa.array(values, kind) for values, kind in zip(facts, kinds, strict=True)]
+    else:
+        rows, told = entries[0][1], _facts_of_table(entries[0], kinds)
+    return pa.RecordBatch.from_arrays([*_columns(rows, own), *told], schema=schema)
+
+
+def _facts(entries: Sequence[Entry]) -> Iterator[tuple]:
+    "Row by row, what the log says beside the request."
+    for at, _, predictions, request, version, role, outside in entries:
+        for number, prediction in enumerate(_plain(predictions)):
+            yield int(at * 1e6), request, number, version, role, prediction, outside[number] if outside else ()
+
+
+def _plain(predictions: "list | np.ndarray") -> list:
+    return predictions if isinstance(predictions, list) else predictions.tolist()
+
+# %% ../../nbs/serving/log.ipynb #4eb56cf7
+def _facts_of_table(entry: Entry, kinds: "Sequence[pa.DataType]") -> "list[pa.Array]":
+    "The same for one request of many rows, column by column."
+    import numpy as np
+    import pyarrow as pa
+
+    at, table, predictions, request, version, role, outside = entry
+    rows = len(table)
+    same = [
+        pa.repeat(pa.scalar(value, kind), rows)
+        for value, kind in zip((int(at * 1e6), request, 0, version, role), kinds, strict=False)
     ]
-    own = [
-        pa.array(values, schema.field(name).type) for name, values in zip(OWN, zip(*facts, strict=True), strict=True)
-    ]
-    return pa.RecordBatch.from_arrays([*_columns(rows, list(schema)[: -len(OWN)]), *own], schema=schema)
+    same[2] = pa.array(np.arange(rows))
+    return [*same, pa.array(_plain(predictions), kinds[5]), pa.array(outside or [()] * rows, kinds[6])]
 
 # %% ../../nbs/serving/log.ipynb #4eb56cf6
 def place(
