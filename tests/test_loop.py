@@ -34,7 +34,7 @@ DAYS = 500  # requests of a day
 
 
 def trips(folder: Path, rows: int, seed: int, dearer: bool) -> pa.Table:
-    """A month of trips in a file, with the old tariff or the new one: six dollars more at the start, less a mile."""
+    """A month of trips in a file, with the old tariff or the new one: a quarter and a dollar more."""
     made = generate(str(folder), rows, seed=seed, dirt=0)
     parsing = csv.ParseOptions(delimiter="|")
     names = csv.open_csv(made.files[0], parse_options=parsing).schema.names
@@ -43,7 +43,7 @@ def trips(folder: Path, rows: int, seed: int, dearer: bool) -> pa.Table:
     table = table.filter(pc.match_substring_regex(table[FARE], r"^[0-9.]+$"))
     if dearer:
         before = pc.cast(table[FARE], pa.float64())
-        fare = pc.round(pc.add(pc.multiply(before, 0.85), 6.0), 2)
+        fare = pc.round(pc.add(pc.multiply(before, 1.25), 1.0), 2)
         total = pc.round(pc.add(pc.cast(table["TOTALAMOUNT"], pa.float64()), pc.subtract(fare, before)), 2)
         for name, values in ((FARE, fare), ("TOTALAMOUNT", total)):
             written = pa.array([f"{v:.2f}" for v in values.to_pylist()])
@@ -181,6 +181,10 @@ def test_the_loop_closes_without_a_hand(city: City, monkeypatch: pytest.MonkeyPa
     assert made == 2
     assert city.state.shadow.version == 2
     assert city.state.aliases["champion"].version == 1
+    cheap, dear = versions("taxi", city.workspace)
+    assert dear.value > 1.1 * cheap.value  # dearer fares, larger errors; on the same rows the old model's is larger yet
+    assert "taxi@1: rmse" in dear.against
+    assert "the same test rows" in dear.against
     assert city.step() == ["shadow"]
     assert last_decision("taxi", city.workspace).phase == COMPARING
     assert len(list_runs(city.workspace)) == runs
@@ -209,7 +213,7 @@ def test_the_loop_closes_without_a_hand(city: City, monkeypatch: pytest.MonkeyPa
     assert [verdict for _, verdict, _ in by_day[:2]] == ["nothing", "retrain"]
     assert by_day[-1][:2] == (2, "nothing")
     assert during > before + 1.5
-    assert after < before + 0.5
+    assert after < 1.25 * (before + 0.5)  # dollars, of fares a quarter higher
 
     # All of it can be read, and who did it; nothing was promoted twice.
     told = [d.action for d in decisions("taxi", city.workspace)]

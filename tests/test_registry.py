@@ -1,6 +1,7 @@
 """A bundle answers as its model does, shows when it was touched, and is admitted only when it is good enough."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -271,6 +272,121 @@ def test_the_first_serves_the_better_waits_and_the_worse_is_told_by_how_much(bun
     wide = enter(third, "fares", workspace, {"rmse": 2.4}, margin=0.25)
     assert (wide.number, wide.aliases) == (3, ("challenger",))
     assert resolve("fares@champion", workspace) == bundle.uri
+
+
+@pytest.fixture(scope="module")
+def dearer(bundle: Bundle, table: pa.Table) -> pa.Table:
+    """Test rows of a world in which every fare is 4 dollars above what the bundle says: its rmse there is 4."""
+    fares = pa.array(bundle.predict(table).astype(float) + 4)
+    return table.set_column(table.column_names.index("fare"), "fare", fares)
+
+
+CHEAP = {"baselines": {"constant": {"rmse": 9.0}}}  # the constant is far off as well
+
+
+def test_the_champion_is_measured_on_the_candidates_test_rows(bundle, tmp_path, workspace, dearer):
+    enter(bundle, "dearer", workspace, {"rmse": 2.0})
+    second, third = (another(bundle, tmp_path / str(n), n) for n in (2, 3))
+    with pytest.raises(RegistryError, match=r"up to 2\.04: .* 2, measured on its own .*no test rows were given"):
+        enter(second, "dearer", workspace, {"rmse": 2.4}, **CHEAP)
+    better = enter(second, "dearer", workspace, {"rmse": 2.4}, test=dearer.to_batches, **CHEAP)
+    assert better.aliases == ("challenger",)
+    assert better.against == "dearer@1: rmse 4, measured on the same test rows of trips@5132"
+    assert better.against in changes(workspace.root, workspace.project, "dearer")[-1].why
+    with pytest.raises(
+        RegistryError, match=r"10\.0% above .*dearer@1[\s\S]*champion's 4, .*the same [\s\S]*came: 4\.4,"
+    ):
+        enter(third, "dearer", workspace, {"rmse": 4.4}, test=dearer.to_batches, **CHEAP)
+
+
+def test_an_easier_test_part_helps_nobody(bundle, tmp_path, workspace, dearer):
+    enter(bundle, "easier", workspace, {"rmse": 5.0}, **CHEAP)
+    with pytest.raises(RegistryError, match=r"12\.5% above"):
+        enter(another(bundle, tmp_path / "2", 2), "easier", workspace, {"rmse": 4.5}, test=dearer.to_batches, **CHEAP)
+
+
+def test_a_champion_that_changes_meanwhile_is_measured_again(bundle, tmp_path, workspace, dearer):
+    second, third, fourth = (another(bundle, tmp_path / str(n), n) for n in (2, 3, 4))
+    enter(bundle, "hasty", workspace, {"rmse": 2.0})
+    enter(second, "hasty", workspace, {"rmse": 1.9})
+    reads = []
+
+    def rows() -> list[pa.RecordBatch]:
+        reads.append(len(dearer))
+        return dearer.to_batches()
+
+    def slow(bundle: Bundle, rows: pa.Table) -> np.ndarray:  # a service, while somebody promotes another version
+        promote("hasty@2", workspace)
+        return bundle.predict(rows)
+
+    asked = {"test": rows, **CHEAP}
+    assert enter(third, "hasty", workspace, {"rmse": 3.9}, served=slow, **asked).against.startswith("hasty@2: rmse 4,")
+    assert len(reads) == 2
+    assert enter(fourth, "hasty", workspace, {"rmse": 3.9}, **asked).against.startswith("hasty@2: rmse 4,")
+    assert len(reads) == 3  # nobody came between
+
+
+def with_files(bundle: Bundle, folder: Path, **changes: bytes) -> Bundle:
+    """The same model with some of its JSON files in other words."""
+    from slml.registry.bundle import read_files, write
+
+    return write(str(folder), {**read_files(bundle.uri), **{f"{n}.json": data for n, data in changes.items()}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("column", "The table has no column 'miles'"),
+        ("unit", "another unit of fare: cent, not USD"),
+        ("seed", "The champion has another seed: 7, not 0"),
+        ("gone", "There is no whole bundle at "),
+    ],
+)
+def test_a_champion_of_another_contract_is_held_by_its_own_error(
+    kind, said, bundle, contract, tmp_path, workspace, dearer
+):
+    def priced(unit: str) -> bytes:
+        columns = tuple(c.model_copy(update={"unit": unit}) if c.name == "fare" else c for c in contract.columns)
+        return contract.model_copy(update={"columns": columns}).to_json().encode()
+
+    changes = {
+        "unit": {"contract": priced("cent")},
+        "seed": {"lineage": msgspec.json.encode(msgspec.structs.replace(LINEAGE, seed=7))},
+    }
+    old = with_files(bundle, tmp_path / "old", **{"metrics": b"{}", **changes.get(kind, {})})
+    new, worse = (
+        with_files(bundle, tmp_path / n, contract=priced("USD"), page=b'{"n": "%s"}' % n.encode()) for n in "ab"
+    )
+    enter(old, f"other_{kind}", workspace, {"rmse": 2.0})
+    if kind == "gone":
+        shutil.rmtree(old.uri)
+    asked = {"test": (dearer.drop_columns("miles") if kind == "column" else dearer).to_batches, **CHEAP}
+    with pytest.raises(
+        RegistryError, match=rf"20\.0% above [\s\S]*own test rows of trips@5132, not on these \(.*{said}"
+    ):
+        enter(worse, f"other_{kind}", workspace, {"rmse": 2.4}, **asked)
+    against = enter(new, f"other_{kind}", workspace, {"rmse": 2.01}, **asked).against
+    assert re.fullmatch(rf"other_{kind}@1: rmse 2, measured on its own .*, not on these \(.*{said}.*\)", against)
+
+
+def test_classes_are_compared_by_their_chances_and_other_classes_are_not(table, tmp_path, workspace):
+    contract = contract_for(table, "stars", "multiclass")
+
+    def made(rows: pa.Table, folder: str) -> Bundle:
+        encoder = Encoder.fit(rows, contract)
+        model = shaken(contract, encoder, rows)
+        return export(model, encoder, contract, rows, str(tmp_path / folder), lineage=LINEAGE, metrics={})
+
+    asked = {"baselines": {"constant": {"log_loss": 99.0}}, "test": table.to_batches}
+    three = made(table, "three")
+    enter(three, "stars", workspace, {"log_loss": 0.1}, **asked)
+    chances = three.predict(table)[np.arange(len(table)), table["stars"].to_numpy() - 1]
+    error = -np.log(chances).mean()
+    again = enter(another(three, tmp_path / "again", 2), "stars", workspace, {"log_loss": error}, **asked)
+    assert again.against.startswith(f"stars@1: log_loss {error:.4g}, measured on the same test rows")
+    two = made(table.filter(pc.less(table["stars"], 3)), "two")
+    with pytest.raises(RegistryError, match=r"not on these .*another list of classes: 1, 2, 3, not 1, 2"):
+        enter(two, "stars", workspace, {"log_loss": error}, **asked)
 
 
 def test_a_model_that_is_no_better_than_a_constant_is_refused(bundle, workspace):

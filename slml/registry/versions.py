@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from html import escape
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace as changed
 
-from ..errors import RegistryError, closest
+from ..errors import ContractError, RegistryError, TrainingError, closest
 from . import gate
 from .aliases import Canary, Pointer, State, change, changes, read_state
 from .bundle import Bundle
@@ -46,6 +47,7 @@ class Version:
     aliases: tuple[str, ...] = ()
     state: str = ""  # serves, waits, canary 10 %, shadow; empty: nothing
     created: datetime | None = field(default=None, repr=False)  # UTC
+    against: str = field(default="", repr=False)  # the champion that it was held against, its error and on what rows
 
     @property
     def ref(self) -> str:  # such as "taxi@2"
@@ -67,15 +69,16 @@ class Versions(list[Version]):
     "Versions of a model, the oldest first."
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("version", "aliases", "test error", "data", "state", "bundle"))
+        names = ("version", "aliases", "test error", "data", "held against", "state", "bundle")
+        head = "".join(f"<th>{name}</th>" for name in names)
         return f"<table><tr>{head}</tr>{''.join(map(_row, self))}</table>"
 
 # %% ../../nbs/registry/versions.ipynb #d3f983c4
 def _row(version: Version) -> str:
     "A version as a row of a table."
     error = f"{version.metric} {version.value:.4g}"
-    cells = (version.ref, ", ".join(version.aliases), error, version.data, version.state, version.hash[:12])
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    cells = (version.ref, ", ".join(version.aliases), error, version.data, version.against, version.state)
+    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in (*cells, version.hash[:12])) + "</tr>"
 
 # %% ../../nbs/registry/versions.ipynb #1879bbe8
 def full_name(
@@ -111,7 +114,8 @@ def _version(name: str, found: "ModelVersion") -> Version:
     "What MLflow knows of a version."
     tags, created = found.tags, datetime.fromtimestamp(found.creation_timestamp / 1000, UTC)
     error = (tags["metric"], float(tags["value"]), tags["data"])
-    return Version(name, int(found.version), found.source, tags["hash"], *error, created=created)
+    more = {"created": created, "against": tags.get("against", "")}
+    return Version(name, int(found.version), found.source, tags["hash"], *error, **more)
 
 # %% ../../nbs/registry/versions.ipynb #15f1b53d
 def _placed(version: Version, state: State) -> Version:
@@ -223,6 +227,7 @@ def register(
     baselines: Mapping[str, Mapping[str, float]],  # on the same rows
     audit: gate.Audited,  # of the rows that it learned from
     served: gate.Served,  # how a service predicts, such as slml.serving.check.over_http
+    test: gate.Rows | None = None,  # the test part, to measure the champion on; none: its own test error has to do
     beats: Sequence[str] = ("constant",),  # the baselines that it has to beat
     margin: float = gate.MARGIN,  # what it may be worse than the champion, as a share of the champion's error
     promote: bool = False,  # make it the champion
@@ -236,28 +241,47 @@ def register(
     value = gate.measured(metrics, metric, "the model")
     data = ", ".join(sorted(set(bundle.lineage.snapshots.values())))
     candidate = Version(name, 0, bundle.uri, bundle.hash, metric, value, data)
+    weighed = cache(partial(_weighed, bundle, data, test))
     gate.check_lineage(bundle)
     gate.check_audit(bundle, audit)
     gate.check_baselines(metric, value, baselines, beats)
-    _check_champion(candidate, versions(name, workspace), margin)  # before a service is started
+    _check_champion(candidate, versions(name, workspace), margin, weighed)  # before a service is started
     bundle.check()
     gate.check_served(bundle, served)
     with _changing(workspace) as client:
         there = _versions(client, name, workspace)
         version = next((v for v in there if v.hash == bundle.hash), None)
         if not version:
-            _check_champion(candidate, there, margin)
-            version = _create(client, candidate, metrics, workspace, run_id)
+            against = _check_champion(candidate, there, margin, weighed)
+            version = _create(client, replace(candidate, against=against), metrics, workspace, run_id)
         newest = all(version.number >= v.number for v in there)
-        _change(client, name, workspace, lambda state: _entered(state, version, promote, newest, workspace.user, why))
+        said = why or "; ".join(filter(None, [f"test {metric} {value:.4g}", version.against]))
+        _change(client, name, workspace, lambda state: _entered(state, version, promote, newest, workspace.user, said))
     return find(version.ref, workspace)
 
 # %% ../../nbs/registry/versions.ipynb #3acc639e
-def _check_champion(candidate: Version, there: Versions, margin: float) -> None:
+def _check_champion(
+    candidate: Version,
+    there: Versions,
+    margin: float,
+    weighed: Callable[[gate.Measured, Pointer], gate.Measured],
+) -> str:  # what it was held against; empty where there is nothing to hold it against
     "Raises `RegistryError` for a new bundle that is clearly worse than the version that serves."
     champion = next((v for v in there if CHAMPION in v.aliases), None)
-    if champion and all(v.hash != candidate.hash for v in there):
-        gate.check_champion(candidate.measured, champion.measured, margin)
+    if champion is None or any(v.hash == candidate.hash for v in there):
+        return ""
+    return gate.check_champion(candidate.measured, weighed(champion.measured, champion.pointer), margin)
+
+
+def _weighed(bundle: Bundle, data: str, test: gate.Rows | None, own: gate.Measured, pointer: Pointer) -> gate.Measured:
+    "The champion's error on the candidate's test rows; where it has none there, its own one and the reason."
+    if test is None:
+        return own._replace(apart="no test rows were given")
+    try:
+        errors = gate.tested(_loaded(own.ref, pointer), bundle, test)
+        return own._replace(value=errors[own.metric], data=data)
+    except (ContractError, RegistryError, TrainingError) as error:
+        return own._replace(apart=error.problem.rstrip("."))
 
 
 def _entered(state: State, version: Version, promote: bool, newest: bool, who: str, why: str) -> State | None:
@@ -281,7 +305,8 @@ def _create(
     if not client.search_registered_models(f"name = '{full}'"):
         retry(lambda: client.create_registered_model(full, tags={"project": workspace.project}))
     tags = {"hash": candidate.hash, "metric": candidate.metric, "value": repr(candidate.value), "data": candidate.data}
-    tags |= {"user": workspace.user, **{f"test.{n}": f"{v:.6g}" for n, v in metrics.items() if v is not None}}
+    tags |= {"against": candidate.against[:5000], "user": workspace.user}
+    tags |= {f"test.{n}": f"{v:.6g}" for n, v in metrics.items() if v is not None}
     made = retry(
         lambda: client.create_model_version(
             full, candidate.uri, run_id=run_id or None, tags=tags, await_creation_for=None
@@ -325,11 +350,16 @@ def load(
 ) -> Bundle:
     "The bundle of a version. Raises `RegistryError` when there is none, or it is not the one that was registered."
     version = find(ref, workspace)
-    bundle = Bundle.load(version.uri)
-    if bundle.hash != version.hash:
+    return _loaded(version.ref, version.pointer)
+
+
+def _loaded(ref: str, pointer: Pointer) -> Bundle:
+    "The bundle that a pointer names. Raises `RegistryError` for another one in its place."
+    bundle = Bundle.load(pointer.uri)
+    if bundle.hash != pointer.hash:
         raise RegistryError(
-            f"The bundle of {version.ref} is not the one that was registered.",
-            expected=f"the bundle {version.hash[:12]} at {version.uri}",
+            f"The bundle of {ref} is not the one that was registered.",
+            expected=f"the bundle {pointer.hash[:12]} at {pointer.uri}",
             came=f"the bundle {bundle.hash[:12]}",
             todo="put the registered bundle back, or register this one.",
         )
