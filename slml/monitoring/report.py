@@ -13,7 +13,7 @@ import numpy as np
 
 from .drift import ColumnDrift
 from .performance import Performance
-from .watch import Watch, told
+from .watch import Watch, Window, told
 from ..quality.profile import bars
 
 # %% ../../nbs/monitoring/report.ipynb #ae84c6bb
@@ -34,6 +34,10 @@ def verdict(w: Watch) -> str:
         f"{escape(w.action.capitalize())}</h1><p>{words}</p>{kinds}</header>"
     )
 
+# %% ../../nbs/monitoring/report.ipynb #aefe8cf1
+def _listed(lines: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
 
 def happened(w: Watch) -> str:
     "What was found and since when."
@@ -46,28 +50,26 @@ def happened(w: Watch) -> str:
     lists = (("Now", [*going, *reasons]), ("Over", over), ("Notes", notes))
     return "".join(f"<h2>{name}</h2>{_listed(said)}" for name, said in lists if said)
 
-
-def _listed(lines: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
-
-# %% ../../nbs/monitoring/report.ipynb #16ad4a47
+# %% ../../nbs/monitoring/report.ipynb #9b7ad717
 def strip(w: Watch) -> str:
     "A mark for each window, coloured and signed by what it asks for."
     if not w.windows:
         return "<p>There is no window.</p>"
-    width = 100 / len(w.windows)
-    marks = []
-    for window in w.windows:
-        colour, sign, _ = LOOKS[window.diagnosis.action]
-        title = f"{told(window.start)}, {window.rows:,} rows: {window.diagnosis}"
-        sign = "" if window.diagnosis.action == "nothing" else sign
-        marks.append(
-            f"<div style='width:{width:.3f}%;background:{colour}' title='{escape(title, quote=True)}'>{sign}</div>"
-        )
+    marks = "".join(_mark(window, 100 / len(w.windows)) for window in w.windows)
     ends = f"<small>{told(w.windows[0].start)}</small><small>{told(w.windows[-1].start)}</small>"
-    return (
-        f"<div class='strip' role='img' aria-label='the windows'>{''.join(marks)}</div><div class='ends'>{ends}</div>"
-    )
+    return f"<div class='strip' role='img' aria-label='the windows'>{marks}</div><div class='ends'>{ends}</div>"
+
+
+def _mark(
+    window: Window,
+    width: float,  # per cent of the strip
+) -> str:
+    "One window."
+    action = window.diagnosis.action
+    colour, sign, _ = LOOKS[action]
+    title = escape(f"{told(window.start)}, {window.rows:,} rows: {window.diagnosis}", quote=True)
+    shown = "" if action == "nothing" else sign
+    return f"<div style='width:{width:.3f}%;background:{colour}' title='{title}'>{shown}</div>"
 
 # %% ../../nbs/monitoring/report.ipynb #1e9da1ad
 def line(
@@ -85,44 +87,31 @@ def line(
     dash = " stroke-dasharray='3 2'" if dashed else ""
     return f"<path d='{''.join(path)}' fill='none' stroke='{colour}' vector-effect='non-scaling-stroke'{dash}/>"
 
-
+# %% ../../nbs/monitoring/report.ipynb #044c0f70
 def error_chart(w: Watch) -> str:
     "The error by window, where there are labels."
-    measured = [x.diagnosis.performance for x in w.windows]
-    known = [p for p in measured if p is not None and p.rows > 1]
+    measured = [p if p is not None and p.rows > 1 else None for p in (x.diagnosis.performance for x in w.windows)]
+    known = [p for p in measured if p]
     if not known:
         return ""
     top = 1.1 * max(max(p.error.high for p in known), max(p.expected for p in known))
-
-    def series(name: str) -> list[float]:
-        given = {"expected": lambda p: p.expected}.get(name, lambda p: getattr(p.error, name))
-        return [given(p) if p is not None and p.rows > 1 else float("nan") for p in measured]
-
-    lines = line(series("mean"), top, "#c4501b") + line(series("expected"), top, "#8a8a8a", dashed=True)
-    lines += line(series("low"), top, "#c4501b55") + line(series("high"), top, "#c4501b55")
     changes = "; ".join(map(str, w.changes.get("error", ())))
     return (
         f"<h2>Error</h2><p>{escape(known[-1].metric)}, 0 to {top:.3g}; grey and dashed: what was expected."
         f"{' Above it ' + escape(changes) + '.' if changes else ''}</p>"
-        f"<svg class='chart' viewBox='0 0 100 40' preserveAspectRatio='none' role='img'>{lines}</svg>"
+        f"<svg class='chart' viewBox='0 0 100 40' preserveAspectRatio='none' role='img'>{_lines(measured, top)}</svg>"
     )
 
+
+def _lines(measured: Sequence[Performance | None], top: float) -> str:
+    "The error, what was expected, and the band."
+    gap = float("nan")
+    error = {name: [getattr(p.error, name) if p else gap for p in measured] for name in ("mean", "low", "high")}
+    expected = [p.expected if p else gap for p in measured]
+    drawn = line(error["mean"], top, "#c4501b") + line(expected, top, "#8a8a8a", dashed=True)
+    return drawn + line(error["low"], top, "#c4501b55") + line(error["high"], top, "#c4501b55")
+
 # %% ../../nbs/monitoring/report.ipynb #9a1447fb
-def columns(w: Watch, limit: float = 0.2) -> str:
-    "A table of all columns, those that have moved most on top."
-    by_window = [{c.column: c for c in x.diagnosis.drift.columns} for x in w.windows]
-    most = {
-        c.column: max((d[c.column].psi for d in by_window if c.column in d), default=c.psi)
-        for c in w.whole.drift.columns
-    }
-    rows = []
-    for c in sorted(w.whole.drift.columns, key=lambda c: -most[c.column]):
-        course = [d[c.column].psi if c.column in d else float("nan") for d in by_window]
-        rows.append(_column_row(c, most[c.column], course, limit))
-    head = "".join(f"<th>{h}</th>" for h in ("column", "PSI", "most", "by window", "nulls", "were", "training and now"))
-    return f"<h2>Columns</h2><div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
-
-
 def _column_row(c: ColumnDrift, most: float, course: Sequence[float], limit: float) -> str:
     "One column."
     spark = line(course, max(most, 2 * limit), "#4c78a8") + line(
@@ -136,7 +125,20 @@ def _column_row(c: ColumnDrift, most: float, course: Sequence[float], limit: flo
         f"<td>{c.nulls_before:.1%}</td><td>{pictures}</td></tr>"
     )
 
+# %% ../../nbs/monitoring/report.ipynb #dd64b00d
+def columns(w: Watch, limit: float = 0.2) -> str:
+    "A table of all columns, those that have moved most on top."
+    by_window = [{c.column: c for c in x.diagnosis.drift.columns} for x in w.windows]
+    moved = w.whole.drift.columns
+    most = {c.column: max((d[c.column].psi for d in by_window if c.column in d), default=c.psi) for c in moved}
+    rows = []
+    for c in sorted(moved, key=lambda c: -most[c.column]):
+        course = [d[c.column].psi if c.column in d else float("nan") for d in by_window]
+        rows.append(_column_row(c, most[c.column], course, limit))
+    head = "".join(f"<th>{h}</th>" for h in ("column", "PSI", "most", "by window", "nulls", "were", "training and now"))
+    return f"<h2>Columns</h2><div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
+# %% ../../nbs/monitoring/report.ipynb #586fdb34
 def slices(p: Performance | None, most: int = 10) -> str:
     "The slices in which the model is furthest off."
     if p is None or not p.slices:
@@ -185,7 +187,7 @@ def report(
         f"<body>{''.join(body)}</body></html>"
     )
 
-
+# %% ../../nbs/monitoring/report.ipynb #49bff7cd
 def shown(w: Watch) -> str:  # HTML without a head
     "A watch for a notebook: `IPython.display.HTML(shown(w))`."
     body = "".join(part(w) for part in (verdict, strip, happened, error_chart, columns))
