@@ -23,7 +23,7 @@ from ..quality.profile import Profile, as_type, kind_of
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-# %% ../../nbs/monitoring/diagnosis.ipynb #91d6f80d
+# %% ../../nbs/monitoring/diagnosis.ipynb #0a4e34fd
 DIFFERENT = 0.6  # AUC, from which on the two are told apart
 SAMPLE = 5000  # rows of each side
 
@@ -43,34 +43,41 @@ class Drivers:
         named = ", ".join(f"{name} ({value:.2f})" for name, value in list(self.columns.items())[:3] if value > 0.005)
         return f"told from the training with an AUC of {self.auc:.2f}, by {named}"
 
-
+# %% ../../nbs/monitoring/diagnosis.ipynb #38837e60
 def thinned(table: pa.Table, most: int) -> np.ndarray:  # (at most `most`,), places
     "Rows at equal distances."
-    return (
-        np.unique(np.linspace(0, len(table) - 1, min(most, len(table))).astype(int)) if len(table) else np.zeros(0, int)
-    )
+    if not len(table):
+        return np.zeros(0, int)
+    return np.unique(np.linspace(0, len(table) - 1, min(most, len(table))).astype(int))
 
-# %% ../../nbs/monitoring/diagnosis.ipynb #bb6b2730
+# %% ../../nbs/monitoring/diagnosis.ipynb #2512115b
+def _tells(name: str, contract: Contract, sample: pa.Table, window: pa.Table) -> bool:
+    "Whether a column may be used to tell rows apart: inputs that both sides have, and no times."
+    column = contract.column(name)
+    stored = not column.sql and name in sample.column_names and name in window.column_names
+    fit = kind_of(column, contract) in ("number", "category") and name != contract.target and name not in contract.key
+    return stored and fit
+
+# %% ../../nbs/monitoring/diagnosis.ipynb #28d7000c
 def _matrix(tables: Sequence[pa.Table], names: Sequence[str], contract: Contract) -> tuple[np.ndarray, list[bool]]:
     "The columns of several tables as one matrix, categories by their number; and which are categories."
     columns, categories = [], []
     for name in names:
         declared = contract.column(name)
         values = pa.concat_arrays([as_type(t[name].combine_chunks(), declared) for t in tables])
-        kind = kind_of(declared, contract)
-        categories.append(kind == "category")
-        if kind == "category":
-            counts = values.drop_null().value_counts()
-            ordered = counts.field("values").take(
-                pc.sort_indices(counts.field("counts"), sort_keys=[("", "descending")])
-            )
-            place = pc.index_in(values, value_set=ordered[:250])
-            columns.append(place.cast(pa.float64()).to_numpy(zero_copy_only=False))
-        else:
-            columns.append(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        categories.append(kind_of(declared, contract) == "category")
+        numbers = _numbered(values) if categories[-1] else values
+        columns.append(numbers.cast(pa.float64()).to_numpy(zero_copy_only=False))
     return np.stack(columns, 1), categories
 
 
+def _numbered(values: pa.Array, most: int = 250) -> pa.Array:
+    "Categories by their rank, 0 for the most frequent; null for the rare ones, as a classifier takes 255 at most."
+    counts = values.drop_null().value_counts()
+    order = pc.sort_indices(counts.field("counts"), sort_keys=[("", "descending")])
+    return pc.index_in(values, value_set=counts.field("values").take(order)[:most])
+
+# %% ../../nbs/monitoring/diagnosis.ipynb #bb6b2730
 def _classifier(categories: Sequence[bool]) -> "HistGradientBoostingClassifier":
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -79,7 +86,7 @@ def _classifier(categories: Sequence[bool]) -> "HistGradientBoostingClassifier":
         categorical_features=list(categories), random_state=0,
     )  # fmt: skip
 
-# %% ../../nbs/monitoring/diagnosis.ipynb #2512115b
+# %% ../../nbs/monitoring/diagnosis.ipynb #12d85ab7
 def drivers(
     sample: pa.Table,  # rows of the training
     window: pa.Table,
@@ -87,39 +94,41 @@ def drivers(
 ) -> Drivers:
     "What tells a window from the training. Raises `TrainingError` as the contract's types cannot be read."
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold
 
     names = [c.name for c in contract.columns if _tells(c.name, contract, sample, window)]
     rows = [thinned(t, SAMPLE) for t in (sample, window)]
     if not names or min(map(len, rows)) < 100:
         return Drivers(0.5, {})
-    x, categories = _matrix(
-        [t.select(names).take(r) for t, r in zip((sample, window), rows, strict=True)], names, contract
-    )
-    y, score = np.repeat([0, 1], [len(r) for r in rows]), np.zeros(len(x))
-    lost, rng = np.zeros(len(names)), np.random.default_rng(0)
+    parts = [t.select(names).take(r) for t, r in zip((sample, window), rows, strict=True)]
+    x, categories = _matrix(parts, names, contract)
+    y = np.repeat([0, 1], [len(r) for r in rows])
+    score, lost = _told_apart(x, y, categories)
+    of_window = score[y == 1]
+    columns = {names[i]: round(float(lost[i]), 4) for i in np.argsort(-lost)}
+    return Drivers(float(roc_auc_score(y, score)), columns, of_window <= np.median(of_window), rows[1])
+
+
+def _told_apart(
+    x: np.ndarray,  # (n, columns)
+    y: np.ndarray,  # (n,), 1: of the window
+    categories: Sequence[bool],
+) -> tuple[np.ndarray, np.ndarray]:  # (n,) the chance that a row is of the window; (columns,) the AUC lost without each
+    "Rows judged by a classifier that has not seen them, and what shuffling a column costs it."
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold
+
+    score, lost, rng = np.zeros(len(x)), np.zeros(x.shape[1]), np.random.default_rng(0)
     for train, test in StratifiedKFold(3, shuffle=True, random_state=0).split(x, y):
         model = _classifier(categories).fit(x[train], y[train])
         score[test] = model.predict_proba(x[test])[:, 1]
         whole = roc_auc_score(y[test], score[test])
-        for i in range(len(names)):
+        for i in range(x.shape[1]):
             shuffled = x[test].copy()
             shuffled[:, i] = rng.permutation(shuffled[:, i])
             lost[i] += (whole - roc_auc_score(y[test], model.predict_proba(shuffled)[:, 1])) / 3
-    order = np.argsort(-lost)
-    of_window = score[y == 1]
-    columns = {names[i]: round(float(lost[i]), 4) for i in order}
-    return Drivers(float(roc_auc_score(y, score)), columns, of_window <= np.median(of_window), rows[1])
+    return score, lost
 
-
-def _tells(name: str, contract: Contract, sample: pa.Table, window: pa.Table) -> bool:
-    "Whether a column may be used to tell rows apart: inputs that both sides have, and no times."
-    column = contract.column(name)
-    stored = not column.sql and name in sample.column_names and name in window.column_names
-    fit = kind_of(column, contract) in ("number", "category") and name != contract.target and name not in contract.key
-    return stored and fit
-
-# %% ../../nbs/monitoring/diagnosis.ipynb #f2c93d7b
+# %% ../../nbs/monitoring/diagnosis.ipynb #9a5027a4
 ACTIONS = ("nothing", "look", "retrain", "fix the feed")  # the more urgent, the later
 
 
@@ -128,9 +137,7 @@ class Diagnosis:
     "What has become of a window, and what to do."
 
     action: str  # one of ACTIONS
-    kinds: tuple[
-        str, ...
-    ]  # schema change, data-quality fault, covariate drift, concept drift, shifted predictions, ...
+    kinds: tuple[str, ...]  # schema change, data-quality fault, covariate drift, concept drift, ...
     reasons: tuple[str, ...]  # sentences
     drift: Drift
     performance: Performance | None = None  # where there are labels
@@ -141,23 +148,16 @@ class Diagnosis:
     def columns(self) -> tuple[str, ...]:
         "The columns that it is about, each once, the most telling first."
         named = [f.column for f in self.drift.alarming if f.column]
-        driving = self.drivers if self.drivers and self.drivers.auc >= DIFFERENT else None
-        return tuple(dict.fromkeys([*named, *(c for c, v in (driving.columns.items() if driving else ()) if v > 0.01)]))
+        driving = self.drivers.columns if self.drivers and self.drivers.auc >= DIFFERENT else {}
+        return tuple(dict.fromkeys([*named, *(column for column, lost in driving.items() if lost > 0.01)]))
 
     def to_dict(self) -> dict[str, Any]:
         "Plain data, for a program to read."
-        p = self.performance
-        error = {"error": p.error.mean, "low": p.error.low, "high": p.error.high, "expected": p.expected,
-                 "bias": p.bias.mean, "rows": p.rows, "metric": p.metric} if p and p.rows > 1 else None  # fmt: skip
-        return {
-            "action": self.action, "kinds": list(self.kinds), "reasons": list(self.reasons),
-            "columns": list(self.columns), "drift": self.drift.to_dict(), "performance": error,
-        }  # fmt: skip
+        return _as_dict(self)
 
     def __str__(self) -> str:
-        return "\n".join(
-            [f"{self.action}: {', '.join(self.kinds) or 'all as it was'}", *(f"  {r}" for r in self.reasons)]
-        )
+        head = f"{self.action}: {', '.join(self.kinds) or 'all as it was'}"
+        return "\n".join([head, *(f"  {r}" for r in self.reasons)])
 
     __repr__ = __str__
 
@@ -165,7 +165,18 @@ class Diagnosis:
         said = "".join(f"<li>{escape(r)}</li>" for r in self.reasons)
         return f"<p><b>{escape(self.action)}</b>: {escape(', '.join(self.kinds) or 'all as it was')}</p><ul>{said}</ul>"
 
-# %% ../../nbs/monitoring/diagnosis.ipynb #f42b37c6
+# %% ../../nbs/monitoring/diagnosis.ipynb #244e9f12
+def _as_dict(d: Diagnosis) -> dict[str, Any]:
+    "A diagnosis for a program; no error where fewer than two rows have a label."
+    p = d.performance
+    error = {"error": p.error.mean, "low": p.error.low, "high": p.error.high, "expected": p.expected,
+             "bias": p.bias.mean, "rows": p.rows, "metric": p.metric} if p and p.rows > 1 else None  # fmt: skip
+    return {
+        "action": d.action, "kinds": list(d.kinds), "reasons": list(d.reasons),
+        "columns": list(d.columns), "drift": d.drift.to_dict(), "performance": error,
+    }  # fmt: skip
+
+# %% ../../nbs/monitoring/diagnosis.ipynb #631664c7
 def judge(
     found: Drift,
     labelled: Performance | None = None,
@@ -176,7 +187,6 @@ def judge(
     "What the findings mean together."
     schema, fault, moved = (found.of(sort) for sort in ("schema", "fault", "moved"))
     inputs = [f for f in moved if f.kind not in ("predictions", "target")]
-    telling = driving if driving and driving.auc >= DIFFERENT and inputs else None
     wrong = labelled is not None and (labelled.worse or labelled.biased)
     concept = wrong and not schema and not fault
     if concept and inputs and familiar is not None:
@@ -188,12 +198,19 @@ def judge(
     }  # fmt: skip
     named = tuple(kind for kind, there in kinds.items() if there)
     action = "fix the feed" if schema or fault else "retrain" if wrong else "look" if named else "nothing"
+    telling = driving if driving and driving.auc >= DIFFERENT and inputs else None
+    return Diagnosis(action, named, _reasons(found, labelled, guess, telling), found, labelled, guess, driving)
+
+
+def _reasons(
+    found: Drift, labelled: Performance | None, guess: tuple[float, float] | None, telling: Drivers | None
+) -> tuple[str, ...]:
+    "The findings, the error or what it is guessed to be, and the columns that drive it, as sentences."
     reasons = [str(f) for f in found.findings]
     reasons += [str(labelled)] if labelled is not None and labelled.rows else []
     if guess is not None and labelled is None and guess[0] > guess[1] * 1.1:
         reasons.append(f"the error is guessed to be {guess[0]:.3g}, was {guess[1]:.3g}")
-    reasons += [str(telling)] if telling else []
-    return Diagnosis(action, named, tuple(reasons), found, labelled, guess, driving)
+    return tuple(reasons + ([str(telling)] if telling else []))
 
 # %% ../../nbs/monitoring/diagnosis.ipynb #2a89e710
 def examine(
