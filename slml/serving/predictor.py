@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUGE', 'NO_TIME', 'UNKNOWN', 'MISSING', 'FEW', 'MANY', 'Input', 'Answered', 'Encoding', 'number', 'seconds', 'Codes',
-           'codes', 'encoders', 'open_graph', 'Slot', 'Predictor', 'Seen', 'seen', 'check']
+           'codes', 'encoders', 'open_graph', 'Slot', 'Graph', 'Seen', 'seen', 'Predictor', 'check']
 
 # %% ../../nbs/serving/predictor.ipynb #705e1643
 import math
@@ -48,9 +48,6 @@ class Encoding(msgspec.Struct, frozen=True):
 
 # %% ../../nbs/serving/predictor.ipynb #9e7d8b48
 HUGE = 3e38  # a number that large is missing, as float32 ends there
-NO_TIME = -(2**62)
-UNKNOWN, MISSING = 0, 1
-_EPOCH = datetime(1970, 1, 1)
 
 
 def number(
@@ -58,6 +55,10 @@ def number(
 ) -> float:  # NaN where missing
     "A value as a number of the graph."
     return value if value is not None and -HUGE < value < HUGE else math.nan
+
+# %% ../../nbs/serving/predictor.ipynb #20d9f6ab
+NO_TIME = -(2**62)
+_EPOCH = datetime(1970, 1, 1)
 
 
 def seconds(
@@ -70,6 +71,9 @@ def seconds(
     return since.days * 86_400 + since.seconds
 
 # %% ../../nbs/serving/predictor.ipynb #f0109744
+UNKNOWN, MISSING = 0, 1
+
+
 class Codes(dict):
     "The code of each value of a category."
 
@@ -85,7 +89,7 @@ def codes(
     read = {"int": int, "bool": {"true": True, "false": False}.get}.get(kind, str)
     return Codes({None: MISSING, **{read(word): place + 2 for place, word in enumerate(vocabulary)}})
 
-
+# %% ../../nbs/serving/predictor.ipynb #3a68f0d7
 def encoders(
     encoding: Encoding,
     types: Mapping[str, str],  # column -> type of the contract
@@ -147,71 +151,21 @@ class Slot:
         self._run(self._binding)
         return self.output.tolist()
 
-# %% ../../nbs/serving/predictor.ipynb #48f1c7ea
+# %% ../../nbs/serving/predictor.ipynb #92f4d1b6
 FEW = 64  # rows that have memory of their own
 MANY = 4096  # rows that are predicted at a time
 
 
-class Predictor:
-    "A bundle, read for a service. Raises `RegistryError` for one that cannot be used."
+class Graph:
+    "A graph, and memory for it by the number of rows."
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        ref: str = "",  # what answers are signed with; empty: the model and the bundle's hash
-        version: int = 0,  # in the registry
-        strict: bool = True,  # whether nullability and rules are held
-    ):
-        self.bundle, self.version = bundle, version
-        self.terms = _decoded(bundle, "contract.json", Terms)
-        self.encoding = _decoded(bundle, "encoder.json", Encoding)
-        self.ref = ref or f"{self.terms.name}@{bundle.hash[:8]}"
-        self.types = {c.name: c.type for c in self.terms.columns}
-        self.reader = Reader(self.terms, [i.column for i in self.encoding.inputs], strict)
-        self.session = open_graph(bundle.files["model.onnx"])
-        self.shape = tuple(self.session.get_outputs()[0].shape[1:])  # of one prediction
+    def __init__(self, session: ort.InferenceSession):
+        self.session = session
+        self.shape = tuple(session.get_outputs()[0].shape[1:])  # of one prediction
+        self._names = [i.name for i in session.get_inputs()]
+        self._kinds = [_kind(i) for i in session.get_inputs()]
         self._slots: dict[int, Slot] = {}
         self._lock = Lock()
-        self._names = [i.name for i in self.session.get_inputs()]
-        self._kinds = [_kind(i) for i in self.session.get_inputs()]
-        self._encoders = self._in_order()
-        profile = _decoded(bundle, "profile.json", dict)
-        self.seen = seen(self.encoding, self.types, profile.get("columns", {}))
-        places = {name: f"c{n}" for n, name in enumerate(self.reader.names)}
-        self._beyond = [(one.column, places[one.column], _beyond(one)) for one in self.seen]
-        self.predict([[encode(None) for _, encode in self._encoders]])
-
-    @classmethod
-    def load(
-        cls,
-        uri: str,  # of the bundle
-        hash: str = "",  # that it must have
-        **settings: Any,  # as of the class
-    ) -> "Predictor":
-        "Read a bundle. Raises `RegistryError` for one that is damaged, or not the one that was registered."
-        bundle = Bundle.load(uri)
-        if hash and bundle.hash != hash:
-            raise RegistryError(
-                f"The bundle at {uri} is not the one that was registered.",
-                expected=f"the bundle {hash[:12]}",
-                came=f"the bundle {bundle.hash[:12]}",
-                todo="put the registered bundle back, or register this one.",
-            )
-        return cls(bundle, **settings)
-
-    def _in_order(self) -> list[tuple[str, Callable]]:
-        "The attribute of a row and its encoder, for each input in the graph's order."
-        made = zip(self.encoding.inputs, encoders(self.encoding, self.types), strict=True)
-        by_name = {i.name: (i, e) for i, e in made}
-        names = self.reader.names
-        return [(f"c{names.index(i.column)}", e) for i, e in (by_name[name] for name in self._names)]
-
-    def encode(
-        self,
-        row: msgspec.Struct,  # as the reader gives it
-    ) -> list[float | int]:  # one value for each input of the graph
-        "A row as the graph takes it."
-        return [encode(getattr(row, name)) for name, encode in self._encoders]
 
     def predict(
         self,
@@ -239,21 +193,6 @@ class Predictor:
         pieces = ({n: arrays[n][at : at + MANY] for n in self._names} for at in range(0, rows, MANY))
         return np.concatenate([self.session.run(None, piece)[0] for piece in pieces])
 
-    def outside(
-        self,
-        row: msgspec.Struct,
-    ) -> list[str]:  # names of columns
-        "Where a row is beyond what the model has seen in training."
-        return [name for name, place, beyond in self._beyond if beyond(getattr(row, place))]
-
-# %% ../../nbs/serving/predictor.ipynb #fdcdad51
-def _decoded(bundle: Bundle, name: str, kind: type) -> Any:
-    "A part of a bundle. Raises `RegistryError`."
-    try:
-        return msgspec.json.decode(bundle.files[name], type=kind)
-    except msgspec.MsgspecError as error:
-        raise RegistryError(f"{name} of the bundle {bundle.uri} cannot be understood.", came=str(error)) from error
-
 # %% ../../nbs/serving/predictor.ipynb #5be57350
 class Seen(msgspec.Struct, frozen=True):
     "What the training data held of a column."
@@ -280,13 +219,89 @@ def seen(
             found.setdefault(one.column, Seen(one.column, facts["min"], facts["max"]))
     return tuple(found.values())
 
-
+# %% ../../nbs/serving/predictor.ipynb #e94c2f05
 def _beyond(seen: Seen) -> Callable[[Any], bool]:
     "Whether a value is outside; a missing one is not."
     known, low, high = seen.known | {None}, seen.low, seen.high
     if low is None:
         return lambda value: value not in known
     return lambda value: value is not None and not low <= value <= high
+
+# %% ../../nbs/serving/predictor.ipynb #fdcdad51
+def _decoded(bundle: Bundle, name: str, kind: type) -> Any:
+    "A part of a bundle. Raises `RegistryError`."
+    try:
+        return msgspec.json.decode(bundle.files[name], type=kind)
+    except msgspec.MsgspecError as error:
+        raise RegistryError(f"{name} of the bundle {bundle.uri} cannot be understood.", came=str(error)) from error
+
+# %% ../../nbs/serving/predictor.ipynb #48f1c7ea
+class Predictor(Graph):
+    "A bundle, read for a service. Raises `RegistryError` for one that cannot be used."
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        ref: str = "",  # what answers are signed with; empty: the model and the bundle's hash
+        version: int = 0,  # in the registry
+        strict: bool = True,  # whether nullability and rules are held
+    ):
+        self.bundle, self.version = bundle, version
+        self.terms = _decoded(bundle, "contract.json", Terms)
+        self.encoding = _decoded(bundle, "encoder.json", Encoding)
+        self.ref = ref or f"{self.terms.name}@{bundle.hash[:8]}"
+        self.types = {c.name: c.type for c in self.terms.columns}
+        self.reader = Reader(self.terms, [i.column for i in self.encoding.inputs], strict)
+        super().__init__(open_graph(bundle.files["model.onnx"]))
+        places = {name: f"c{n}" for n, name in enumerate(self.reader.names)}
+        self._encoders = self._in_order(places)
+        profile = _decoded(bundle, "profile.json", dict)
+        self.seen = seen(self.encoding, self.types, profile.get("columns", {}))
+        self._beyond = [(one.column, places[one.column], _beyond(one)) for one in self.seen]
+        self.predict([[encode(None) for _, encode in self._encoders]])
+
+    def _in_order(self, places: Mapping[str, str]) -> list[tuple[str, Callable]]:
+        "The attribute of a row and its encoder, for each input in the graph's order."
+        made = zip(self.encoding.inputs, encoders(self.encoding, self.types), strict=True)
+        by_name = {i.name: (places[i.column], encode) for i, encode in made}
+        return [by_name[name] for name in self._names]
+
+    @classmethod
+    def load(
+        cls,
+        uri: str,  # of the bundle
+        hash: str = "",  # that it must have
+        **settings: Any,  # as of the class
+    ) -> "Predictor":
+        "Read a bundle. Raises `RegistryError` for one that is damaged, or not the one that was registered."
+        bundle = Bundle.load(uri)
+        if hash and bundle.hash != hash:
+            raise _another(bundle, hash)
+        return cls(bundle, **settings)
+
+    def encode(
+        self,
+        row: msgspec.Struct,  # as the reader gives it
+    ) -> list[float | int]:  # one value for each input of the graph
+        "A row as the graph takes it."
+        return [encode(getattr(row, name)) for name, encode in self._encoders]
+
+    def outside(
+        self,
+        row: msgspec.Struct,
+    ) -> list[str]:  # names of columns
+        "Where a row is beyond what the model has seen in training."
+        return [name for name, place, beyond in self._beyond if beyond(getattr(row, place))]
+
+# %% ../../nbs/serving/predictor.ipynb #8fa37e20
+def _another(bundle: Bundle, hash: str) -> RegistryError:
+    "What to say of a bundle that has another hash."
+    return RegistryError(
+        f"The bundle at {bundle.uri} is not the one that was registered.",
+        expected=f"the bundle {hash[:12]}",
+        came=f"the bundle {bundle.hash[:12]}",
+        todo="put the registered bundle back, or register this one.",
+    )
 
 # %% ../../nbs/serving/predictor.ipynb #bd13bf68
 def check(
