@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'Entry', 'TICK', 'PIECE', 'PAUSE', 'AHEAD', 'kept_columns', 'log_schema', 'to_batch', 'place', 'file_name',
-           'RequestLog', 'Served', 'served']
+           'Fate', 'RequestLog', 'Served', 'served']
 
 # %% ../../nbs/serving/log.ipynb #7e22f037
 import threading
@@ -40,7 +40,7 @@ def kept_columns(
     left_out = {facts.get("target"), *OWN}
     return {c["name"]: c["type"] for c in facts["columns"] if not c.get("personal") and c["name"] not in left_out}
 
-# %% ../../nbs/serving/log.ipynb #883deb3f
+# %% ../../nbs/serving/log.ipynb #e60c2a9d
 def _types() -> "dict[str, pa.DataType]":
     "The Arrow type of each of the contract's types."
     import pyarrow as pa
@@ -48,7 +48,7 @@ def _types() -> "dict[str, pa.DataType]":
     times = {"date": pa.date32(), "timestamp": pa.timestamp("us")}
     return {"int": pa.int64(), "float": pa.float64(), "text": pa.string(), "bool": pa.bool_(), **times}
 
-
+# %% ../../nbs/serving/log.ipynb #883deb3f
 def log_schema(
     contract: "Mapping | Contract",  # or its JSON, decoded
 ) -> "pa.Schema":
@@ -70,7 +70,7 @@ def _moment(value: object) -> object:
         return value.replace(tzinfo=None) if value.tzinfo else value
     return datetime(value.year, value.month, value.day) if isinstance(value, date) else value
 
-
+# %% ../../nbs/serving/log.ipynb #b31d80f6
 def _single(value: object, kind: "pa.DataType") -> object:
     "One value in another type, or None where it has no counterpart there."
     import pyarrow as pa
@@ -104,6 +104,20 @@ def _from_rows(rows: Sequence[Mapping], fields: "list[pa.Field]") -> "list[pa.Ar
         found = {}  # one value at least does not fit
     return [found[f.name] if f.name in found else _array([row.get(f.name) for row in rows], f.type) for f in fields]
 
+# %% ../../nbs/serving/log.ipynb #40f7ac9e
+def _cast(table: "pa.Table", name: str, kind: "pa.DataType") -> "pa.Array":
+    "One column of an Arrow table in the contract's type."
+    import pyarrow as pa
+
+    if name not in table.schema.names:
+        return pa.nulls(len(table), kind)
+    column = table.column(name)
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    try:
+        return column.cast(kind)
+    except pa.ArrowException:
+        return _array(column.to_pylist(), kind)
+
 # %% ../../nbs/serving/log.ipynb #fdd0151e
 Entry = tuple  # (seconds since 1970, rows, predictions, request, version, role, outside)
 
@@ -118,37 +132,7 @@ def _columns(rows: "list | pa.Table", fields: "list[pa.Field]") -> "list[pa.Arra
         rows = msgspec.to_builtins(rows, builtin_types=(datetime, date))
     return _from_rows(rows, fields)
 
-
-def _cast(table: "pa.Table", name: str, kind: "pa.DataType") -> "pa.Array":
-    "One column of an Arrow table in the contract's type."
-    import pyarrow as pa
-
-    if name not in table.schema.names:
-        return pa.nulls(len(table), kind)
-    column = table.column(name)
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    try:
-        return column.cast(kind)
-    except pa.ArrowException:
-        return _array(column.to_pylist(), kind)
-
-# %% ../../nbs/serving/log.ipynb #74dc7c04
-def to_batch(
-    entries: Sequence[Entry],  # of several requests; an Arrow table comes alone
-    schema: "pa.Schema",  # as `log_schema` makes it
-) -> "pa.RecordBatch":
-    "Some requests and their predictions as rows of the log."
-    import pyarrow as pa
-
-    kinds, own = [field.type for field in schema][-len(OWN) :], list(schema)[: -len(OWN)]
-    if isinstance(entries[0][1], list):
-        rows, facts = [row for entry in entries for row in entry[1]], zip(*_facts(entries), strict=True)
-        told = [pa.array(values, kind) for values, kind in zip(facts, kinds, strict=True)]
-    else:
-        rows, told = entries[0][1], _facts_of_table(entries[0], kinds)
-    return pa.RecordBatch.from_arrays([*_columns(rows, own), *told], schema=schema)
-
-
+# %% ../../nbs/serving/log.ipynb #c8427e1d
 def _facts(entries: Sequence[Entry]) -> Iterator[tuple]:
     "Row by row, what the log says beside the request."
     for at, _, predictions, request, version, role, outside in entries:
@@ -174,6 +158,22 @@ def _facts_of_table(entry: Entry, kinds: "Sequence[pa.DataType]") -> "list[pa.Ar
     same[2] = pa.array(np.arange(rows))
     return [*same, pa.array(_plain(predictions), kinds[5]), pa.array(outside or [()] * rows, kinds[6])]
 
+# %% ../../nbs/serving/log.ipynb #74dc7c04
+def to_batch(
+    entries: Sequence[Entry],  # of several requests; an Arrow table comes alone
+    schema: "pa.Schema",  # as `log_schema` makes it
+) -> "pa.RecordBatch":
+    "Some requests and their predictions as rows of the log."
+    import pyarrow as pa
+
+    kinds, own = [field.type for field in schema][-len(OWN) :], list(schema)[: -len(OWN)]
+    if isinstance(entries[0][1], list):
+        rows, facts = [row for entry in entries for row in entry[1]], zip(*_facts(entries), strict=True)
+        told = [pa.array(values, kind) for values, kind in zip(facts, kinds, strict=True)]
+    else:
+        rows, told = entries[0][1], _facts_of_table(entries[0], kinds)
+    return pa.RecordBatch.from_arrays([*_columns(rows, own), *told], schema=schema)
+
 # %% ../../nbs/serving/log.ipynb #4eb56cf6
 def place(
     root: str,  # of the workspace, a path or URI
@@ -183,7 +183,7 @@ def place(
     "The folder of a model's request log."
     return f"{root}/served/{project}/{name}"
 
-
+# %% ../../nbs/serving/log.ipynb #59c3b7f8
 def file_name(
     hour: int,  # since 1970, UTC
     instance: str,  # who writes
@@ -220,7 +220,7 @@ def _piece(queue: deque[Entry]) -> list[Entry]:  # one at least
         count += len(entries[-1][2])
     return entries
 
-
+# %% ../../nbs/serving/log.ipynb #3d81c5b9
 class _Writer:
     "Turns entries into files. Everything here happens in one thread."
 
@@ -291,8 +291,46 @@ def _store(writer: _Writer, hurry: bool) -> None:
         writer.files.popleft()
         writer.written, writer.pause = writer.written + rows, 0.0
 
+# %% ../../nbs/serving/log.ipynb #07c5e9ad
+class Fate:
+    "What became of the rows that a log was given."
+
+    def __init__(self, writer: _Writer):
+        self._writer = writer
+        self._taken = self._refused = 0
+
+    @property
+    def waiting(self) -> int:
+        "Rows that are in memory."
+        return self._taken - self._writer.written - self._writer.lost
+
+    @property
+    def written(self) -> int:
+        "Rows that are in storage."
+        return self._writer.written
+
+    @property
+    def dropped(self) -> int:
+        "Rows that were given up: no room for them, no storage until the end, or nothing that a log can hold."
+        return self._refused + self._writer.lost
+
+    @property
+    def failed(self) -> int:
+        "Writes that the storage refused; each was or will be tried again."
+        return self._writer.failed
+
+    @property
+    def failing(self) -> bool:
+        "Whether the storage refuses at the moment."
+        return self._writer.pause > 0
+
+    @property
+    def error(self) -> str:
+        "What went wrong last, if ever anything did."
+        return self._writer.error
+
 # %% ../../nbs/serving/log.ipynb #083e509d
-class RequestLog:
+class RequestLog(Fate):
     "Requests and predictions on their way to storage. Raises `UsageError` for sizes that cannot work."
 
     def __init__(
@@ -311,10 +349,10 @@ class RequestLog:
                 came=f"{share=}, {rows=}, {seconds=}, {max_waiting=}",
             )
         self.share, self.max_waiting = share, max_waiting
+        super().__init__(_Writer(place, contract, rows, seconds))
         self._limit, self._queue, self._counting = int(share * 2**32), deque(), threading.Lock()
-        self._taken = self._refused = 0
         self._closed = self._hurry = self._ended = False
-        self._writer, self._wake = _Writer(place, contract, rows, seconds), threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="slml-request-log", daemon=True)
         self._thread.start()
 
@@ -350,36 +388,6 @@ class RequestLog:
                 _cut(self._writer, hurry)
                 _store(self._writer, hurry)
 
-    @property
-    def waiting(self) -> int:
-        "Rows that are in memory."
-        return self._taken - self._writer.written - self._writer.lost
-
-    @property
-    def written(self) -> int:
-        "Rows that are in storage."
-        return self._writer.written
-
-    @property
-    def dropped(self) -> int:
-        "Rows that were given up: no room for them, no storage until the end, or nothing that a log can hold."
-        return self._refused + self._writer.lost
-
-    @property
-    def failed(self) -> int:
-        "Writes that the storage refused; each was or will be tried again."
-        return self._writer.failed
-
-    @property
-    def failing(self) -> bool:
-        "Whether the storage refuses at the moment."
-        return self._writer.pause > 0
-
-    @property
-    def error(self) -> str:
-        "What went wrong last, if ever anything did."
-        return self._writer.error
-
     def flush(
         self,
         timeout: float = 10.0,  # seconds
@@ -414,7 +422,7 @@ def _wider(kinds: "set[pa.DataType]") -> "pa.DataType":
     numbers = all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds)
     return next(iter(kinds)) if len(kinds) == 1 else pa.float64() if numbers else pa.string()
 
-
+# %% ../../nbs/serving/log.ipynb #31f96ce8
 def _union(schemas: "Sequence[pa.Schema]") -> "pa.Schema":
     "The columns of all, those of the log itself last."
     import pyarrow as pa
@@ -512,7 +520,7 @@ def _utc(at: datetime | None) -> datetime | None:
     "A time without a zone is one of UTC."
     return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
 
-
+# %% ../../nbs/serving/log.ipynb #8bd07ae4
 def served(
     workspace: "Workspace",
     name: str,  # of the model
