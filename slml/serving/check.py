@@ -28,13 +28,41 @@ if TYPE_CHECKING:
 
     from slml.registry.bundle import Bundle
 
+# %% ../../nbs/serving/check.ipynb #e91d60c5
+def _as_json(value: object) -> str | float:
+    "A date, a moment or a decimal number as JSON has it."
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    raise TypeError(f"{value!r} is nothing that JSON has")
+
+
+def _body(rows: "pa.Table") -> bytes:
+    "Rows as the body of a request."
+    found = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_pylist()]
+    return json.dumps({"rows": found}, default=_as_json).encode()
+
 # %% ../../nbs/serving/check.ipynb #081d2d2f
 def free_port() -> int:
     "A port that nobody listens at."
     with socket.create_server(("127.0.0.1", 0)) as found:
         return found.getsockname()[1]
 
+# %% ../../nbs/serving/check.ipynb #b2a90f6d
+def _wait(process: subprocess.Popen, url: str, end: float) -> None:
+    "Until a service answers. Raises `RegistryError`."
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise RegistryError("The service did not start.", came=process.stderr.read().strip())
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    raise RegistryError("The service did not answer in time.", expected=f"an answer at {url}/health")
 
+# %% ../../nbs/serving/check.ipynb #38ce51a9
 @contextmanager
 def served(
     source: str,  # a bundle's path or URI, or taxi@champion with --root and --project
@@ -56,19 +84,6 @@ def served(
             process.kill()
             process.communicate()
 
-
-def _wait(process: subprocess.Popen, url: str, end: float) -> None:
-    "Until a service answers. Raises `RegistryError`."
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise RegistryError("The service did not start.", came=process.stderr.read().strip())
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.02)
-    raise RegistryError("The service did not answer in time.", expected=f"an answer at {url}/health")
-
 # %% ../../nbs/serving/check.ipynb #e20615ab
 def over_http(
     bundle: "Bundle | str",  # or its path or URI
@@ -76,8 +91,7 @@ def over_http(
 ) -> np.ndarray:  # (rows,) or (rows, classes)
     "Predictions of a service that is started for this bundle. Raises `RegistryError` where it refuses a row."
     uri = bundle if isinstance(bundle, str) else bundle.uri
-    rows = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_pylist()]
-    body = json.dumps({"rows": rows}, default=_as_json).encode()
+    body = _body(rows)
     with served(uri, "--lenient", "--grace", "0") as url:
         request = urllib.request.Request(f"{url}/predict", body, {"content-type": "application/json"})
         try:
@@ -85,12 +99,3 @@ def over_http(
                 return np.array(json.load(answer)["predictions"], np.float32)
         except urllib.error.HTTPError as error:
             raise RegistryError("The service refused the rows.", came=error.read().decode()[:1000]) from error
-
-
-def _as_json(value: object) -> str | float:
-    "A date, a moment or a decimal number as JSON has it."
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return float(value)
-    raise TypeError(f"{value!r} is nothing that JSON has")
