@@ -10,6 +10,7 @@ __all__ = ['WATCHING', 'RETRAINING', 'COMPARING', 'RECOMMENDED', 'PROVING', 'NOT
            'told_again', 'watch_once']
 
 # %% ../../nbs/jobs/watch.ipynb #1be7110c
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ from ..workspace import Workspace, project_folder
 if TYPE_CHECKING:
     from slml.jobs.progress import StepState
 
-# %% ../../nbs/jobs/watch.ipynb #4f0da97c
+# %% ../../nbs/jobs/watch.ipynb #a7a250cd
 WATCHING, RETRAINING, COMPARING, RECOMMENDED, PROVING = "watching", "retraining", "comparing", "recommended", "proving"
 
 
@@ -47,7 +48,7 @@ class Unsent(msgspec.Struct, frozen=True):
     channel: str  # as the policy says
     alert: Alert
 
-
+# %% ../../nbs/jobs/watch.ipynb #4f0da97c
 class Decision(msgspec.Struct, frozen=True):
     "What was decided, and what holds since then."
 
@@ -83,28 +84,20 @@ class Decision(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return f"{self.number}. {self.at[:16]} {self.action}: {self.why}"
 
-# %% ../../nbs/jobs/watch.ipynb #75557f63
+# %% ../../nbs/jobs/watch.ipynb #6b38b444
 def folder(workspace: Workspace, model: str) -> str:
     "Where the decisions about a model lie."
     return workspace.uri("models", workspace.project, model, "decisions")
 
 
-def decisions(
-    model: str,
-    workspace: Workspace,
-    after: int = 0,  # only those with a higher number
-) -> Iterator[Decision]:  # the oldest first
-    "What was decided about a model. Raises `StorageError`, `RegistryError` for a damaged file."
-    place = folder(workspace, model)
+def _files(place: str) -> list[str]:  # URIs
+    "The files of decisions, the oldest first."
     fs, path = filesystem(place)
     with reading(place):
-        names = fs.ls(path, detail=False) if fs.exists(path) else []
-    numbers = sorted(int(n.rsplit("/", 1)[-1][:8]) for n in names if n.endswith(".json") and n[-13:-5].isdigit())
-    for number in numbers:
-        if number > after:
-            yield _read(f"{place}/{number:08d}.json")
+        names = [uri.rsplit("/", 1)[-1] for uri in (fs.ls(path, detail=False) if fs.exists(path) else [])]
+    return [f"{place}/{name}" for name in sorted(names) if re.fullmatch(r"\d{8}\.json", name)]
 
-
+# %% ../../nbs/jobs/watch.ipynb #75557f63
 def _read(uri: str) -> Decision:
     try:
         return msgspec.json.decode(read_text(uri), type=Decision)
@@ -112,25 +105,31 @@ def _read(uri: str) -> Decision:
         todo = "restore the file; or remove it, where it is the last one, to go on from the one before it."
         raise RegistryError(f"The decision {uri} is damaged.", came=str(error), todo=todo) from error
 
-# %% ../../nbs/jobs/watch.ipynb #4e947273
+# %% ../../nbs/jobs/watch.ipynb #a8ea289b
+def decisions(
+    model: str,
+    workspace: Workspace,
+    after: int = 0,  # only those with a higher number
+) -> Iterator[Decision]:  # the oldest first
+    "What was decided about a model. Raises `StorageError`, `RegistryError` for a damaged file."
+    for uri in _files(folder(workspace, model)):
+        if int(uri[-13:-5]) > after:
+            yield _read(uri)
+
+
 def last_decision(model: str, workspace: Workspace) -> Decision:
     "The latest decision; number 0 where there is none. Raises `StorageError`, `RegistryError` for a damaged file."
-    found = Decision()
-    place = folder(workspace, model)
-    fs, path = filesystem(place)
-    with reading(place):
-        names = sorted(n.rsplit("/", 1)[-1] for n in (fs.ls(path, detail=False) if fs.exists(path) else []))
-    numbered = [name for name in names if name.endswith(".json") and name[:8].isdigit()]
-    return _read(f"{place}/{numbered[-1]}") if numbered else found
+    files = _files(folder(workspace, model))
+    return _read(files[-1]) if files else Decision()
 
-
+# %% ../../nbs/jobs/watch.ipynb #4e947273
 def record_decision(model: str, decision: Decision, workspace: Workspace) -> Decision | None:
     "Write a decision; None where somebody else has decided meanwhile. Raises `StorageError`."
     noted = msgspec.structs.replace(decision, at=datetime.now(UTC).isoformat(), who=workspace.user)
     data = msgspec.json.format(msgspec.json.encode(noted), indent=1) + b"\n"
     return noted if create_file(f"{folder(workspace, model)}/{noted.number:08d}.json", data) else None
 
-# %% ../../nbs/jobs/watch.ipynb #4c78186b
+# %% ../../nbs/jobs/watch.ipynb #61189529
 NOTHING, RETRAIN = "nothing", "retrain"  # verdicts
 BLIND = "blind"  # the kind of a breach: the monitor itself does not work
 
@@ -146,7 +145,7 @@ def latest(
     labelled = [row for row in found if (row["labelled"] or 0) >= rows]
     return found[-1:] + [row for row in labelled[-1:] if row is not found[-1]]
 
-
+# %% ../../nbs/jobs/watch.ipynb #4c78186b
 def listed(text: str | None) -> tuple[str, ...]:
     "The kinds or the columns of a row."
     return tuple(part for part in (text or "").split(", ") if part)
@@ -174,7 +173,7 @@ def judge(
             return last.next("over", what, now, breaches=breaches)
     return None
 
-
+# %% ../../nbs/jobs/watch.ipynb #bc728241
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
@@ -266,7 +265,7 @@ def project_file(
     "Where a file is, whatever folder one is in."
     return file if "://" in file else str(project_folder() / file)
 
-
+# %% ../../nbs/jobs/watch.ipynb #029a9c9c
 def labels_of(watch: Watch) -> str:  # such as fares@123; empty: there are none yet
     "The snapshot of the labels that there are now. Raises `TableError`."
     from slml.tables.catalog import Catalog
@@ -275,7 +274,7 @@ def labels_of(watch: Watch) -> str:  # such as fares@123; empty: there are none 
     there = watch.policy.labels and catalog.table(watch.policy.labels).exists
     return catalog.snapshot(watch.policy.labels).ref if there else ""
 
-
+# %% ../../nbs/jobs/watch.ipynb #87fbdcea
 def look(
     watch: Watch,
     file: str,  # of the policy
@@ -294,9 +293,10 @@ def look(
         run_job(job(path, given | {"labels": labels, "policy": file}), watch.workspace, lambda reason: None)
     return latest(seen(watch.model, Catalog(watch.workspace)), version, policy.limits.rows)
 
-
+# %% ../../nbs/jobs/watch.ipynb #dfa09d02
 def blind(error: SlmlError, watch: Watch) -> dict:
     "A failed look as a row."
+    why = f"The monitor does not work: {error.problem}"
     same = {
         "since": watch.now,
         "version": watch.champion,
@@ -305,7 +305,7 @@ def blind(error: SlmlError, watch: Watch) -> dict:
         "columns": "",
         "report": "",
     }
-    return same | {"labelled": 0, "why": f"The monitor does not work: {error.problem}"}
+    return same | {"labelled": 0, "why": why}
 
 # %% ../../nbs/jobs/watch.ipynb #e3c372cf
 def train(watch: Watch, last: Decision) -> Decision | None:
@@ -368,7 +368,7 @@ def _out_of_shadow(watch: Watch, version: int, why: str) -> None:
     if watch.state.shadow and watch.state.shadow.version == version:
         clear_shadow(watch.model, watch.workspace, why)
 
-
+# %% ../../nbs/jobs/watch.ipynb #faa26b10
 def compared(watch: Watch, last: Decision, version: int, shadow: int) -> Comparison:
     "Who serves and who is in the shadow, on the labelled rows of this phase."
     from slml.tables.catalog import Catalog
@@ -393,7 +393,7 @@ def _left(watch: Watch, last: Decision) -> Decision:
     why = f"{now.who} decided: {now.action}{f', {now.why}' if now.why else ''}"
     return _resting(watch, last, "left", why)
 
-
+# %% ../../nbs/jobs/watch.ipynb #de47e664
 def try_challenger(watch: Watch, last: Decision) -> Decision | None:
     "Promote a challenger that is better, give up one that is not."
     now = watch.state
@@ -407,18 +407,20 @@ def try_challenger(watch: Watch, last: Decision) -> Decision | None:
         return None
     found = compared(watch, last, now.aliases[CHAMPION].version, last.version)
     late = watch.now - _time(last.since) > watch.policy.shadow
-    said = outcome(found, watch.policy.shadow_rows, watch.policy.better, late)
+    return _decided(watch, last, found, outcome(found, watch.policy.shadow_rows, watch.policy.better, late))
+
+
+def _decided(watch: Watch, last: Decision, found: Comparison, said: str) -> Decision | None:
+    "What a comparison means for the challenger."
+    name = f"{watch.model}@{last.version}"
     if said == BETTER and watch.policy.promote:
         return _promoted(watch, last, str(found), found.to_dict())
     if said == BETTER:
-        why = f"{watch.model}@{last.version} is better: {found}. Promote it: slml promote {watch.model}@{last.version}"
+        why = f"{name} is better: {found}. Promote it: slml promote {name}"
         return last.next("recommend", why, watch.now, phase=RECOMMENDED, facts=found.to_dict())
     if said == NOT_BETTER:
         _out_of_shadow(watch, last.version, f"not better: {found}")
-        rest = (watch.now + watch.policy.cool_down).isoformat()
-        return last.next(
-            "keep", f"the champion stays: {found}", watch.now, phase=WATCHING, rest=rest, facts=found.to_dict()
-        )
+        return _resting(watch, last, "keep", f"the champion stays: {found}", found.to_dict())
     return None
 
 # %% ../../nbs/jobs/watch.ipynb #da25390a
@@ -432,7 +434,7 @@ def _promoted(watch: Watch, last: Decision, why: str, facts: dict) -> Decision:
     title = f"{watch.model}@{last.version} serves in the place of {watch.model}@{last.before}: {why}"
     return last.next("promote", title, watch.now, phase=PROVING, facts=facts)
 
-
+# %% ../../nbs/jobs/watch.ipynb #404d0bc6
 def prove(watch: Watch, last: Decision) -> Decision | None:
     "Take a promotion back that has made things worse; let it be where it has not."
     from slml.registry.versions import rollback
@@ -481,7 +483,7 @@ def told(watch: Watch, decision: Decision) -> Decision:
 def _missed(watch: Watch, alert: Alert, channels: Sequence[str]) -> list[Unsent]:
     return [Unsent(channel, alert) for channel in channels if tell(alert, [channel], watch.openers)]
 
-
+# %% ../../nbs/jobs/watch.ipynb #8acc83de
 def told_again(watch: Watch, last: Decision) -> Decision | None:
     "Try once more what could not be sent."
     left = tuple(one for one in last.unsent if _missed(watch, one.alert, [one.channel]))
@@ -489,7 +491,7 @@ def told_again(watch: Watch, last: Decision) -> Decision | None:
         return None
     return last.next("told", f"{len(last.unsent) - len(left)} alerts that had not got through", watch.now, unsent=left)
 
-# %% ../../nbs/jobs/watch.ipynb #af54027e
+# %% ../../nbs/jobs/watch.ipynb #618516e6
 MOST = 12  # decisions of a step
 PHASES: Mapping[str, Callable[[Watch, Decision], Decision | None]] = {
     WATCHING: lambda watch, last: to_train(last, watch.policy, watch.now),
@@ -500,6 +502,11 @@ PHASES: Mapping[str, Callable[[Watch, Decision], Decision | None]] = {
 }
 
 
+def _next(watch: Watch, last: Decision, rows: Sequence[dict]) -> Decision | None:
+    "The next decision, if there is one."
+    return judge(watch.model, last, rows, watch.policy, watch.now) or PHASES[last.phase](watch, last)
+
+# %% ../../nbs/jobs/watch.ipynb #af54027e
 def watch_once(
     model: str,  # its name in the project
     workspace: Workspace,
@@ -523,8 +530,3 @@ def watch_once(
         last, found = noted or last_decision(model, workspace), None
         done += [noted] if noted else []
     return done
-
-
-def _next(watch: Watch, last: Decision, rows: Sequence[dict]) -> Decision | None:
-    "The next decision, if there is one."
-    return judge(watch.model, last, rows, watch.policy, watch.now) or PHASES[last.phase](watch, last)
