@@ -43,7 +43,7 @@ def read_by(
     "The columns of a request that a model reads, each once."
     return [name for name in dict.fromkeys(bundle.encoder.columns) if name != bundle.contract.target]
 
-
+# %% ../../nbs/jobs/look.ipynb #adddf3f1
 def narrowed(
     profile: Profile,
     names: Sequence[str],  # of columns
@@ -53,7 +53,7 @@ def narrowed(
     schema = {name: kind for name, kind in profile.schema.items() if name in keep}
     return replace(profile, columns={n: c for n, c in profile.columns.items() if n in keep}, schema=schema)
 
-# %% ../../nbs/jobs/look.ipynb #365ccd72
+# %% ../../nbs/jobs/look.ipynb #cbcb79d8
 DAY = timedelta(days=1)
 
 
@@ -123,26 +123,27 @@ class Look:
     def _repr_html_(self) -> str:
         return _banner(self)
 
-# %% ../../nbs/jobs/look.ipynb #d7d61a2e
+# %% ../../nbs/jobs/look.ipynb #76281258
 def _sentence(look: Look) -> str:
     "A look in a sentence."
-    found, rows = look.diagnosis, len(look.rows)
+    rows = len(look.rows)
     if rows < look.limits.rows and look.verdict == "nothing":
-        few = (
-            f"{rows:,} rows are fewer than the {look.limits.rows} that it takes to judge"
-            if rows
-            else "nothing was asked"
-        )
-        return f"Nothing can be said: {few}."
-    measured = found.performance
+        few = f"{rows:,} rows are fewer than the {look.limits.rows} that it takes to judge"
+        return f"Nothing can be said: {few if rows else 'nothing was asked'}."
+    kinds = f" ({', '.join(look.seen.kinds)})" if look.seen.kinds else ""
+    return f"{WORDS[look.verdict]}{kinds}: {_reason(look)}."
+
+
+def _reason(look: Look) -> str:
+    "The first thing to know about a look, after what to do."
+    found, measured = look.diagnosis, look.diagnosis.performance
     told = [str(measured)] if measured is not None and measured.rows else []
     drift = [str(f) for f in found.drift.alarming]
     reasons = told + drift if look.verdict in ("nothing", "retrain") else drift + told
-    said = reasons[0] if reasons else f"{rows:,} rows look as those that {look.ref} was trained on, no labels yet"
-    kinds = f" ({', '.join(look.seen.kinds)})" if look.seen.kinds else ""
-    return f"{WORDS[look.verdict]}{kinds}: {said}."
+    calm = f"{len(look.rows):,} rows look as those that {look.ref} was trained on, no labels yet"
+    return (reasons or [calm])[0]
 
-
+# %% ../../nbs/jobs/look.ipynb #d7d61a2e
 def _banner(look: Look) -> str:
     "A look as the first thing on a page."
     color = COLORS[look.verdict]
@@ -153,7 +154,7 @@ def _banner(look: Look) -> str:
         f"<p style='margin:4px 0 0'>{html.escape(facts)}</p></div>"
     )
 
-# %% ../../nbs/jobs/look.ipynb #3f456920
+# %% ../../nbs/jobs/look.ipynb #c90cac39
 def pointer_of(
     model: str,
     version: int,  # 0: the champion
@@ -175,7 +176,7 @@ def pointer_of(
         )
     return beside[0] if version else champion
 
-
+# %% ../../nbs/jobs/look.ipynb #3f456920
 def busiest(
     rows: pa.Table,  # of the request log
 ) -> int:  # 0: nobody was asked
@@ -184,7 +185,7 @@ def busiest(
     counts = answers.value_counts()
     return max(counts.to_pylist(), key=lambda c: c["counts"])["values"] if len(counts) else 0
 
-
+# %% ../../nbs/jobs/look.ipynb #f94ba8d6
 def look_at(
     model: str,
     window: Window,
@@ -211,7 +212,7 @@ def look_at(
     ref = f"{model}@{pointer.version}"
     return Look(ref, window, rows, labelled, found, page, limits, labels.ref if labels else "", dict(log.skipped))
 
-# %% ../../nbs/jobs/look.ipynb #05c22e65
+# %% ../../nbs/jobs/look.ipynb #33848261
 def as_row(
     look: Look,
     run: str = "",  # id of the run that looked
@@ -219,16 +220,11 @@ def as_row(
 ) -> dict[str, Any]:
     "A look as a row of the table that keeps the windows."
     found, measured = look.diagnosis, look.diagnosis.performance
-    where = {"since": look.window.since, "until": look.window.until, "version": int(look.ref.rpartition("@")[2])}
-    counts = {"rows": len(look.rows), "labelled": look.labelled.table.num_rows}
-    said = {
-        "verdict": look.verdict,
-        "kind": ", ".join(found.kinds),
-        "columns": ", ".join(found.columns),
-        "why": look.why,
-    }
+    counts = {"at": datetime.now(UTC), "rows": len(look.rows), "labelled": look.labelled.table.num_rows}
+    kinds, columns = ", ".join(found.kinds), ", ".join(found.columns)
+    said = {"verdict": look.verdict, "kind": kinds, "columns": columns, "why": look.why}
     score = max((c.psi for c in found.drift.columns if math.isfinite(c.psi)), default=0.0)
-    row = {**where, "at": datetime.now(UTC), **counts, **said, "score": score, "labels": look.labels}
+    row = {**_place(look), **counts, **said, "score": score, "labels": look.labels}
     if measured is not None and measured.rows:
         error = {"error": measured.error.mean, "error_low": measured.error.low, "error_high": measured.error.high}
         row |= {**error, "expected": measured.expected, "metric": measured.metric}
@@ -237,8 +233,12 @@ def as_row(
 
 def column_rows(look: Look) -> list[dict[str, Any]]:
     "A look as rows of the table that keeps the columns."
-    where = {"since": look.window.since, "until": look.window.until, "version": int(look.ref.rpartition("@")[2])}
-    return [where | column for column in look.diagnosis.drift.to_dict()["columns"]]
+    return [_place(look) | column for column in look.diagnosis.drift.to_dict()["columns"]]
+
+
+def _place(look: Look) -> dict[str, Any]:
+    "By what a window of a version is found again."
+    return {"since": look.window.since, "until": look.window.until, "version": int(look.ref.rpartition("@")[2])}
 
 # %% ../../nbs/jobs/look.ipynb #7812c26d
 def show_on_page(
