@@ -46,7 +46,7 @@ def named_by(
         todo="add these columns to the table of labels.",
     )
 
-# %% ../../nbs/jobs/live.ipynb #b0c96b10
+# %% ../../nbs/jobs/live.ipynb #a5bc5db5
 def with_labels(
     served: pa.Table,  # rows of the request log
     labels: pa.Table | None,  # the later ones below the earlier ones; None: there are none
@@ -102,7 +102,6 @@ def read_labels(
 
 # %% ../../nbs/jobs/live.ipynb #6bbc6a08
 SAMPLE = 5000  # rows of the training data
-ERRORS = {"regression": "mae"}  # task -> the test metric that is the mean size of an error; others: log_loss
 
 
 def learned(bundle: Bundle, workspace: "Workspace") -> pa.Table | None:
@@ -117,6 +116,9 @@ def learned(bundle: Bundle, workspace: "Workspace") -> pa.Table | None:
             return engine.read(sample(snapshot, engine, rows=min(SAMPLE, snapshot.rows)))
     except (KeyError, TableError, SamplingError):
         return None
+
+# %% ../../nbs/jobs/live.ipynb #ae2c3bd4
+ERRORS = {"regression": "mae"}  # task -> the test metric that is the mean size of an error; others: log_loss
 
 
 def expected(
@@ -193,7 +195,7 @@ def _placed(table: pa.Table, name: str) -> pa.Table:
     "What names each row, and its place."
     return table.select(list(ROW)).append_column(name, pa.array(np.arange(len(table))))
 
-
+# %% ../../nbs/jobs/live.ipynb #20920375
 def compare(
     served: pa.Table,  # the request log
     labels: pa.Table | None,
@@ -205,14 +207,19 @@ def compare(
     classes: Sequence[str] = (),
 ) -> Comparison:
     "Two versions on the rows that both have answered and that have a label. Raises `ContractError`, `TrainingError`."
-    target, metric = contract.target, "mean absolute error" if contract.task == "regression" else "log loss"
     first = with_labels(answered_by(served, version), labels, contract).table
     second = answered_by(served, shadow, shadow=True)
     pairs = _placed(first, "a").join(_placed(second, "b"), list(ROW), join_type="inner")
     first, second = first.take(pairs["a"]), second.take(pairs["b"])
-    mine, theirs = (errors(contract.task, first[target], t["_prediction"], classes)[0] for t in (first, second))
+    true, task = first[contract.target], contract.task
+    mine, theirs = (errors(task, true, table["_prediction"], classes)[0] for table in (first, second))
     known = np.isfinite(mine) & np.isfinite(theirs)
-    mine, theirs = mine[known], theirs[known]
+    metric = "mean absolute error" if task == "regression" else "log loss"
+    return _compared(mine[known], theirs[known], sure, alike, metric)
+
+
+def _compared(mine: np.ndarray, theirs: np.ndarray, sure: float, alike: float, metric: str) -> Comparison:
+    "Two errors of each row, and between which bounds the mean of their differences lies, by the normal distribution."
     if len(mine) < 2:
         return Comparison(len(mine), float("nan"), float("nan"), -np.inf, np.inf, metric)
     gain = mine - theirs
