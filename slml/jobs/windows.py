@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from slml.tables.catalog import Catalog, Snapshot
 
 # %% ../../nbs/jobs/windows.ipynb #ed9322dc
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
 def moment(
     text: str,  # ISO 8601; UTC where it says nothing else
 ) -> datetime:
@@ -40,7 +37,7 @@ def moment(
         ) from None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
-
+# %% ../../nbs/jobs/windows.ipynb #9fa5aeae
 @dataclass(frozen=True, order=True)
 class Window:
     "A span of time, its end not in it."
@@ -64,7 +61,10 @@ class Window:
         same = self.since.date() == self.until.date()
         return f"{self.since:%Y-%m-%d %H:%M} to {self.until:{'%H:%M' if same else '%Y-%m-%d %H:%M'}} UTC"
 
-# %% ../../nbs/jobs/windows.ipynb #eda60dcc
+# %% ../../nbs/jobs/windows.ipynb #9a45b54f
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def last_windows(
     length: timedelta,
     now: datetime,  # with a time zone
@@ -121,7 +121,7 @@ def seen(
             parts.append(pq.read_table(file))
     return pa.concat_tables(_shaped(part, schema) for part in [*parts, schema.empty_table()]).sort_by("since")
 
-
+# %% ../../nbs/jobs/windows.ipynb #eb3b0e53
 def _shaped(table: pa.Table, schema: pa.Schema) -> pa.Table:
     "The same rows in these columns; one that an older slml did not write is null."
     names = table.column_names
@@ -146,7 +146,7 @@ def keep(
     whole = pa.concat_tables([old.filter(stays), new]).sort_by("since")
     return catalog.table(table_name(model, columns)).replace(whole)
 
-# %% ../../nbs/jobs/windows.ipynb #03e64c35
+# %% ../../nbs/jobs/windows.ipynb #dd6cec6d
 def trend(
     looked: pa.Table,  # as `seen` gives it
 ) -> "Axes":
@@ -155,9 +155,8 @@ def trend(
 
     _, ax = plt.subplots(figsize=(8, 2.5))
     known = looked.filter(pc.is_valid(looked["error"])).to_pandas()
-    ax.plot(
-        looked["since"].to_pandas(), looked["score"].to_pandas(), ".-", color="0.6", label="largest PSI of a column"
-    )
+    score = looked["score"].to_pandas()
+    ax.plot(looked["since"].to_pandas(), score, ".-", color="0.6", label="largest PSI of a column")
     if len(known):
         ax.fill_between(known["since"], known["error_low"], known["error_high"], alpha=0.2)
         ax.plot(known["since"], known["error"], ".-", label=known["metric"].iloc[-1])
@@ -166,7 +165,7 @@ def trend(
     ax.tick_params(axis="x", rotation=20)
     return ax
 
-
+# %% ../../nbs/jobs/windows.ipynb #03e64c35
 def changed(looked: pa.Table) -> list[str]:
     "When the error has changed its level, in words."
     rows = looked.filter(pc.is_valid(looked["error"])).to_pylist()
