@@ -43,7 +43,7 @@ def texts(value: object) -> Iterator[str]:
         for part in value.values() if isinstance(value, dict) else value:
             yield from texts(part)
 
-
+# %% ../../nbs/jobs/retention.ipynb #45d0613b
 def named_runs(
     told: Iterable[str],
     workspace: Workspace,
@@ -66,7 +66,7 @@ def registered(
         snapshots |= set(known.snapshots.values())
     return Needed(frozenset(runs), frozenset(snapshots))
 
-
+# %% ../../nbs/jobs/retention.ipynb #2ac9eb46
 def needed(
     start: Needed,
     runs: Iterable[Run],
@@ -86,7 +86,7 @@ def needed(
         wanted |= {run.id for run in by_id.values() if refs & set(texts(dict(run.outputs)))}  # who made them
     return Needed(frozenset(wanted), frozenset(refs))
 
-
+# %% ../../nbs/jobs/retention.ipynb #27a25c32
 def _told(run: Run) -> Iterator[str]:
     yield from texts([dict(run.parameters), dict(run.outputs), dict(run.artifacts), run.same_as, list(run.after)])
 
@@ -111,7 +111,7 @@ class Item:
     def __str__(self) -> str:
         return f"{self.kind:9} {self.at}  {self.bytes / 1e6:10,.1f} MB  {self.name}"
 
-
+# %% ../../nbs/jobs/retention.ipynb #74a6c651
 @dataclass(frozen=True)
 class Removal:
     "All that may go, and what stays though it is old."
@@ -141,7 +141,7 @@ def size(
     with reading(uri):
         return sum(facts["size"] or 0 for facts in fs.find(path, detail=True).values())
 
-
+# %% ../../nbs/jobs/retention.ipynb #61cbf7e4
 def old_logs(workspace: Workspace, before: date) -> Iterator[Item]:
     "Days of request logs."
     home = workspace.uri("served", workspace.project)
@@ -155,7 +155,7 @@ def old_logs(workspace: Workspace, before: date) -> Iterator[Item]:
         if name.startswith("date=") and at < before.isoformat():
             yield Item("log", f"{home}/{model}/{name}", at, size(f"{home}/{model}/{name}"))
 
-
+# %% ../../nbs/jobs/retention.ipynb #ab0cbf46
 def old_runs(runs: Iterable[Run], before: date) -> Iterator[Item]:
     "Runs that have ended."
     for run in runs:
