@@ -52,7 +52,7 @@ class Life:
             return ""
         return money(self.cost.paid) if self.cost.paid else f"{money(0)} (in the cloud {money(self.cost.would)})"
 
-
+# %% ../../nbs/jobs/lifecycle.ipynb #31a2bfdb
 def in_the_world(
     looked: pa.Table,  # as `slml.jobs.windows.seen` gives it
 ) -> dict[int, Life]:  # version -> what was seen of it
@@ -79,7 +79,7 @@ def spent(
         return {}
     return {line.name: line for line in found.lines}
 
-
+# %% ../../nbs/jobs/lifecycle.ipynb #c7c6a880
 def lives(
     models: Iterable[str],  # their names in the project
     workspace: Workspace,
