@@ -28,7 +28,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
@@ -445,9 +445,9 @@ class Forked:
         "End it."
         self.send_signal(signal.SIGKILL)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the very end there is no `os` any more
         self._connection.close()
-        os.close(self._handle)
+        close(self._handle)
 
 # %% ../../nbs/jobs/warm.ipynb #66ac84ca
 def start(
