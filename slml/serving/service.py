@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JSON', 'ARROW', 'HTML', 'encode', 'OPEN', 'PATHS', 'Versions', 'share', 'Answer', 'Predicted', 'Problem', 'problem',
-           'allowed', 'Lane', 'Shadow', 'note', 'Limits', 'Service', 'kind_of', 'predict_arrow', 'page', 'ready',
-           'metrics', 'schema', 'openapi', 'front', 'Application']
+           'allowed', 'Lane', 'note', 'Shadow', 'Limits', 'kind_of', 'Service', 'predict_arrow', 'page', 'ready',
+           'metrics', 'schema', 'openapi', 'front', 'Bodies', 'Application']
 
 # %% ../../nbs/serving/service.ipynb #232fba3c
 import asyncio
@@ -40,7 +40,7 @@ class Versions(NamedTuple):
     percent: float = 0.0  # of the requests that the canary answers
     shadow: Predictor | None = None
 
-
+# %% ../../nbs/serving/service.ipynb #5c8ea92d
 def share(
     key: bytes,  # of the request, or its body
 ) -> float:  # 0 to 100, evenly spread and always the same
@@ -59,7 +59,7 @@ class Answer(NamedTuple):
     kind: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
 
-
+# %% ../../nbs/serving/service.ipynb #e3f18a60
 class Predicted(msgspec.Struct, omit_defaults=True):
     "A request that was predicted."
 
@@ -79,7 +79,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
 
 encode = msgspec.json.Encoder().encode
 
-
+# %% ../../nbs/serving/service.ipynb #b45f70e1
 def problem(
     error: RequestError,
 ) -> Answer:
@@ -144,6 +144,24 @@ class Lane:
         except Exception as error:  # of ONNX Runtime: every request gets to know
             done.set_exception(error)
 
+# %% ../../nbs/serving/service.ipynb #8203c805
+def note(
+    log: "RequestLog | None",
+    metrics: Metrics,
+    predictor: Predictor,
+    role: str,  # champion, canary or shadow
+    rows: Sequence,  # of the predictor's class
+    predictions: Sequence,
+    request: str,  # id
+) -> list[list[str]]:  # the columns that are outside, of each row; no list at all where there are none
+    "Tell the log and the metrics of a prediction."
+    outside = [predictor.outside(row) for row in rows]
+    outside = outside if any(outside) else []
+    metrics.predicted(predictor.ref, role, len(predictions), outside)
+    if log:
+        log.put(rows, predictions, request, predictor.version, role, outside)
+    return outside
+
 # %% ../../nbs/serving/service.ipynb #1eefd0d2
 class Shadow:
     "Predicts requests again, for the log only."
@@ -186,24 +204,6 @@ class Shadow:
                     continue
                 note(self._log, self._metrics, predictor, "shadow", rows, predictions, request)
 
-# %% ../../nbs/serving/service.ipynb #8203c805
-def note(
-    log: "RequestLog | None",
-    metrics: Metrics,
-    predictor: Predictor,
-    role: str,  # champion, canary or shadow
-    rows: Sequence,  # of the predictor's class
-    predictions: Sequence,
-    request: str,  # id
-) -> list[list[str]]:  # the columns that are outside, of each row; no list at all where there are none
-    "Tell the log and the metrics of a prediction."
-    outside = [predictor.outside(row) for row in rows]
-    outside = outside if any(outside) else []
-    metrics.predicted(predictor.ref, role, len(predictions), outside)
-    if log:
-        log.put(rows, predictions, request, predictor.version, role, outside)
-    return outside
-
 # %% ../../nbs/serving/service.ipynb #f77a8e34
 class Limits(NamedTuple):
     "What a client may take up."
@@ -214,7 +214,28 @@ class Limits(NamedTuple):
     large: int = 64 * 2**10  # bytes from which on a body is worked on in a thread
     waiting: int = 16  # large bodies that wait for it
 
+# %% ../../nbs/serving/service.ipynb #35bf8e10
+PATHS = {
+    "/predict": ("POST",),
+    **dict.fromkeys(("/", "/health", "/ready", "/metrics", "/schema", "/openapi.json"), ("GET", "HEAD")),
+}
 
+# %% ../../nbs/serving/service.ipynb #a2d8e04f
+def kind_of(
+    headers: Mapping[str, str],  # by names in small letters
+) -> str:
+    "JSON or ARROW. Raises `RequestError` for anything else."
+    given = headers.get("content-type")
+    if given == JSON or not given:
+        return JSON
+    given = given.partition(";")[0].strip().lower()
+    if given in (JSON, "application/x-www-form-urlencoded"):  # the latter is what curl says when nobody told it
+        return JSON
+    if given == ARROW:
+        return ARROW
+    raise RequestError(415, f"A body of type {given[:80]} cannot be read; send {JSON} or {ARROW}.")
+
+# %% ../../nbs/serving/service.ipynb #d4a3c96e
 class Service:
     "Answers requests."
 
@@ -303,27 +324,6 @@ class Service:
         self.trouble["request"] = f"{type(error).__name__}: {error}"[:500]
         return Answer(500, encode(Problem("The service failed in a way it did not expect; this is not your fault.")))
 
-
-PATHS = {
-    "/predict": ("POST",),
-    **dict.fromkeys(("/", "/health", "/ready", "/metrics", "/schema", "/openapi.json"), ("GET", "HEAD")),
-}
-
-
-def kind_of(
-    headers: Mapping[str, str],  # by names in small letters
-) -> str:
-    "JSON or ARROW. Raises `RequestError` for anything else."
-    given = headers.get("content-type")
-    if given == JSON or not given:
-        return JSON
-    given = given.partition(";")[0].strip().lower()
-    if given in (JSON, "application/x-www-form-urlencoded"):  # the latter is what curl says when nobody told it
-        return JSON
-    if given == ARROW:
-        return ARROW
-    raise RequestError(415, f"A body of type {given[:80]} cannot be read; send {JSON} or {ARROW}.")
-
 # %% ../../nbs/serving/service.ipynb #a3d528f1
 def predict_arrow(
     service: Service,
@@ -365,7 +365,7 @@ def page(
         return Answer(200, b'{"status":"alive"}')
     return _PAGES[path](service)
 
-
+# %% ../../nbs/serving/service.ipynb #f80c2d51
 def ready(service: Service) -> Answer:
     "Whether requests should be sent here, by which versions they are answered, and what does not work."
     champion, canary, percent, shadow = service.versions
@@ -378,7 +378,7 @@ def ready(service: Service) -> Answer:
         said["trouble"] = service.trouble
     return Answer(503 if service.draining else 200, encode(said))
 
-
+# %% ../../nbs/serving/service.ipynb #9f1a4c7b
 def metrics(service: Service) -> Answer:
     "Everything that is counted, for Prometheus."
     return Answer(200, *service.metrics.exposition(service.versions, service.log, service.trouble))
@@ -399,7 +399,7 @@ def openapi(service: Service) -> Answer:
 
     return Answer(200, encode(document(service.versions.champion, bool(service._key))))
 
-
+# %% ../../nbs/serving/service.ipynb #c6d903fa
 def front(service: Service) -> Answer:
     "The page."
     from slml.serving.page import HEADERS
@@ -416,26 +416,76 @@ def front(service: Service) -> Answer:
 _PAGES = {"/ready": ready, "/metrics": metrics, "/schema": schema, "/openapi.json": openapi, "/": front}
 
 # %% ../../nbs/serving/service.ipynb #bd611b26
+async def _pieces(protocol: Any, limit: int) -> bytes:
+    "A body in pieces. Raises `RequestError`."
+    pieces, size = [], 0
+    async for piece in protocol:
+        size += len(piece)
+        if size <= limit:
+            pieces.append(piece)
+        elif size > 16 * limit:
+            break
+    if size > limit:
+        raise RequestError(413, f"The body is larger than {limit:,} bytes; send fewer rows at a time.")
+    return b"".join(pieces)
+
+# %% ../../nbs/serving/service.ipynb #70a9e2cb
+class Bodies:
+    "Reads the bodies of requests, up to a size and within a time."
+
+    def __init__(self, limits: Limits):
+        self._limits = limits
+        self._reading: dict[asyncio.Task, float] = {}  # since when a body is waited for
+
+    def sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        "End the wait for bodies that do not come, now and from now on."
+        limit = time.perf_counter() - self._limits.seconds
+        for task in [task for task, since in self._reading.items() if since < limit]:
+            task.cancel()
+        loop.call_later(min(1.0, self._limits.seconds / 4), self.sweep, loop)
+
+    async def read(
+        self,
+        headers: Any,  # of granian
+        protocol: Any,  # of granian
+        kind: str,  # JSON or ARROW
+        begun: float,  # by the performance counter
+    ) -> bytes:
+        "The body of a request. Raises `RequestError` for one that is too large or does not come."
+        limit = self._limits.json if kind == JSON else self._limits.arrow
+        length, task = headers.get("content-length"), asyncio.current_task()
+        self._reading[task] = begun
+        try:
+            if length is not None and int(length) <= limit:
+                return await protocol()
+            return await _pieces(protocol, limit)
+        except asyncio.CancelledError:
+            raise RequestError(408, f"The body did not come within {self._limits.seconds:g} seconds.") from None
+        finally:
+            del self._reading[task]
+
+# %% ../../nbs/serving/service.ipynb #1d60e8f5
+_CLOSE = (("connection", "close"),)
+_JSON = [("content-type", JSON)]
+
+
+def _headers(answer: Answer, more: tuple) -> list[tuple[str, str]]:
+    return [("content-type", answer.kind), *answer.headers, *more]
+
+
 class Application:
     "A service as granian calls it."
 
     def __init__(self, service: Service):
         self.service = service
         self._lanes: dict[int, Lane] = {}
-        self._reading: dict[asyncio.Task, float] = {}  # since when a body is waited for
+        self._bodies = Bodies(service.limits)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="slml-large")
         self._large = self._begun = 0
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._sweep()
-
-    def _sweep(self) -> None:
-        "End the wait for bodies that do not come."
-        limit = time.perf_counter() - self.service.limits.seconds
-        for task in [task for task, since in self._reading.items() if since < limit]:
-            task.cancel()
-        self._loop.call_later(min(1.0, self.service.limits.seconds / 4), self._sweep)
+        self._bodies.sweep(loop)
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         "One request."
@@ -460,7 +510,7 @@ class Application:
 
     async def _predicted(self, headers: Any, protocol: Any, begun: float) -> Answer:
         service, kind = self.service, kind_of(headers)
-        body = await self._body(headers, protocol, kind, begun)
+        body = await self._bodies.read(headers, protocol, kind, begun)
         if kind is ARROW or len(body) > service.limits.large:
             return await self._in_thread(kind, body)
         predictor, role, request = service.read(body)
@@ -487,39 +537,3 @@ class Application:
             return await self._loop.run_in_executor(self._thread, self.service.predict, kind, body)
         finally:
             self._large -= 1
-
-    async def _body(self, headers: Any, protocol: Any, kind: str, begun: float) -> bytes:
-        "The body of a request. Raises `RequestError` for one that is too large or does not come."
-        limit = self.service.limits.json if kind == JSON else self.service.limits.arrow
-        length, task = headers.get("content-length"), asyncio.current_task()
-        self._reading[task] = begun
-        try:
-            if length is not None and int(length) <= limit:
-                return await protocol()
-            return await _pieces(protocol, limit)
-        except asyncio.CancelledError:
-            raise RequestError(408, f"The body did not come within {self.service.limits.seconds:g} seconds.") from None
-        finally:
-            del self._reading[task]
-
-
-_CLOSE = (("connection", "close"),)
-_JSON = [("content-type", JSON)]
-
-
-def _headers(answer: Answer, more: tuple) -> list[tuple[str, str]]:
-    return [("content-type", answer.kind), *answer.headers, *more]
-
-
-async def _pieces(protocol: Any, limit: int) -> bytes:
-    "A body in pieces. Raises `RequestError`."
-    pieces, size = [], 0
-    async for piece in protocol:
-        size += len(piece)
-        if size <= limit:
-            pieces.append(piece)
-        elif size > 16 * limit:
-            break
-    if size > limit:
-        raise RequestError(413, f"The body is larger than {limit:,} bytes; send fewer rows at a time.")
-    return b"".join(pieces)
