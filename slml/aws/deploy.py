@@ -24,6 +24,7 @@ from .stack import deploy
 from .template import as_json
 from ..errors import CloudError, SettingsError, UsageError, closest
 from ..jobs import names
+from ..jobs.batch import region_of
 from ..workspace import Workspace
 
 # %% ../../nbs/aws/deploy.ipynb #e4468276
@@ -31,15 +32,15 @@ def home(
     workspace: Workspace,
 ) -> Account:
     "The account and region of a workspace. Raises `SettingsError` for a workspace outside of the cloud, `UsageError`."
-    found = re.match(rf"s3://{re.escape(workspace.stack)}-\d{{12}}-([a-z0-9-]+)/", workspace.root)
-    if not found:
+    region = region_of(workspace)
+    if not region:
         raise SettingsError(
             "Only a model in the cloud can be deployed.",
             expected=f"the root s3://{workspace.stack}-ACCOUNT-REGION/{workspace.project}",
             came=workspace.root,
             todo="use the profile that slml aws deploy has written: --on batch. On this machine: slml serve.",
         )
-    return connect(found[1])
+    return connect(region)
 
 # %% ../../nbs/aws/deploy.ipynb #17af0c6c
 OF_VERSION = {"Memory": "memory", "Seconds": "seconds", "Share": "share"}  # fields of `Release`

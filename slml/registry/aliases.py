@@ -6,17 +6,14 @@
 __all__ = ['TRIES', 'Pointer', 'Canary', 'State', 'folder', 'read_state', 'changes', 'write_change', 'change']
 
 # %% ../../nbs/registry/aliases.ipynb #8debb9f2
-import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
-from uuid import uuid4
 
 import msgspec
 
-from ..errors import RegistryError, StorageError
-from ..storage import filesystem, from_service, open_atomic, reading
+from ..errors import RegistryError
+from ..storage import create_file, filesystem, reading
 
 # %% ../../nbs/registry/aliases.ipynb #2af6fd8a
 class Pointer(msgspec.Struct, frozen=True):
@@ -67,35 +64,6 @@ def folder(
 
 def _file(place: str, number: int) -> str:
     return f"{place}/{number:08d}.json"
-
-# %% ../../nbs/registry/aliases.ipynb #8b34a40a
-def _create(uri: str, data: bytes) -> bool:
-    "Write a file where there is none; whether the file that is there now is this one. Raises `StorageError`."
-    fs, path = filesystem(uri)
-    try:
-        if "://" in uri:
-            fs.pipe_file(path, data, mode="create")
-        else:
-            _link(path, data)
-    except FileExistsError:
-        return fs.cat_file(path) == data
-    except Exception as error:
-        if not from_service(error):
-            raise
-        came = getattr(error, "strerror", "") or str(error)
-        raise StorageError(f"{uri} cannot be written.", came=came, todo="Nothing was changed: start again.") from error
-    return True
-
-# %% ../../nbs/registry/aliases.ipynb #f8e8c920
-def _link(path: str, data: bytes) -> None:
-    "Write a local file whole. Raises `FileExistsError`."
-    own = str(Path(path).with_name(f".{uuid4().hex}"))
-    with open_atomic(own) as file:
-        file.write(data)
-    try:
-        os.link(own, path)
-    finally:
-        os.unlink(own)
 
 # %% ../../nbs/registry/aliases.ipynb #c8b95e43
 def read_state(
@@ -163,7 +131,7 @@ def write_change(
 ) -> State:
     "Make a state the one that holds. Raises `RegistryError` when somebody else changed it meanwhile, `StorageError`."
     place = folder(root, project, name)
-    if not _create(_file(place, state.number), _encoded(state)):
+    if not create_file(_file(place, state.number), _encoded(state)):
         other = _state(place, state.number)
         raise RegistryError(
             f"Somebody else changed {name} meanwhile.",
@@ -194,6 +162,6 @@ def change(
         wanted = decide(state)
         if wanted is None:
             return state
-        if _create(_file(place, wanted.number), _encoded(wanted)):
+        if create_file(_file(place, wanted.number), _encoded(wanted)):
             return wanted
     raise RegistryError(f"{name} is changed by others all the time.", todo="try again later.")
