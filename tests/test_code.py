@@ -169,16 +169,18 @@ def test_a_file_that_cannot_be_read_is_named() -> None:
 
 
 def test_a_file_that_never_rests_is_refused(project: Path) -> None:
-    log, stop = project / "growing.log", threading.Event()
-    log.write_bytes(b"x" * 40_000_000)
+    log, begun, stop = project / "growing.log", threading.Event(), threading.Event()
+    log.write_bytes(b"x" * 90_000_000)  # it takes a while to read, in which the other thread gets its turn
 
     def grow() -> None:
         with open(log, "rb+", buffering=0) as file:
             while not stop.is_set():
                 file.write(b"y")
+                begun.set()
 
     thread = threading.Thread(target=grow)
     thread.start()
+    begun.wait(10)
     try:
         with pytest.raises(SubmissionError, match=r"growing\.log changes while"):
             pack(project)
