@@ -94,6 +94,17 @@ def test_a_copy_is_like_a_process_of_its_own_and_knows_nothing_of_others(tmp_pat
     assert other != number
 
 
+def test_what_the_caller_ignores_is_ignored(tmp_path: Path, light: dict) -> None:
+    """As under nohup, which many use for what takes long."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        cold, copy = (json.loads(run(tmp_path, light, REPORT, cold=cold)[2])[0] for cold in (True, False))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert copy["signals"] == cold["signals"]
+    assert cold["signals"][0] == str(signal.SIG_IGN)
+
+
 def test_edited_code_is_seen(tmp_path: Path, light: dict) -> None:
     for answer in ("1", "2"):
         (tmp_path / "mine.py").write_text(f"answer = {answer}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POSSIBLE', 'EARLY', 'LIMITS', 'INLINE', 'LOADED', 'UNUSED', 'GRACE', 'END', 'IDLE', 'BOOT', 'UNKNOWN', 'early',
            'identity', 'meeting_place', 'address', 'Request', 'put_on', 'reseed', 'load', 'threads', 'Copy', 'Server',
-           'Leave', 'main', 'wake', 'Forked', 'start', 'umask', 'launch', 'ready', 'dismiss']
+           'Leave', 'main', 'wake', 'Forked', 'start', 'umask', 'ignored', 'launch', 'ready', 'dismiss']
 
 # %% ../../nbs/jobs/warm.ipynb #9d01c237
 import atexit
@@ -95,6 +95,7 @@ class Request:
     environment: Mapping[str, str]
     umask: int
     limits: Mapping[str, tuple[int, int]]  # number of a limit -> soft, hard
+    ignored: Sequence[int] = ()  # signals, such as the one that a lost terminal sends to what nohup has started
 
 
 def put_on(
@@ -112,6 +113,8 @@ def put_on(
     os.chdir(request.cwd)
     for number, (soft, hard) in request.limits.items():
         resource.setrlimit(int(number), (soft, hard))
+    for number in request.ignored:
+        signal.signal(number, signal.SIG_IGN)
     sys.path.insert(0, os.getcwd())  # as `python -m` does
     sys.argv = [request.module, *request.arguments]
 
@@ -461,7 +464,7 @@ def start(
         return None
     limits = {number: resource.getrlimit(number) for number in LIMITS}
     cwd, environment = os.path.abspath(cwd or "."), {**INLINE, **environment}
-    request = Request(command[2], tuple(command[3:]), cwd, environment, umask(), limits)
+    request = Request(command[2], tuple(command[3:]), cwd, environment, umask(), limits, ignored())
     try:
         return _forked(_connected(address(environment)), request, streams)
     except (FileNotFoundError, ConnectionRefusedError):  # there is none, or it was killed
@@ -476,6 +479,12 @@ def umask() -> int:
     "The bits that new files of this process lack; `os.umask` can only be asked by changing them."
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+
+
+def ignored() -> list[int]:
+    "The signals that this process ignores, and that one which it starts would ignore too."
+    own = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them by itself
+    return [int(n) for n in signal.valid_signals() if n not in own and signal.getsignal(n) is signal.SIG_IGN]
 
 
 def _connected(path: Path) -> socket.socket:
