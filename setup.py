@@ -35,7 +35,7 @@ setup(
     },
     entry_points={
         "console_scripts": ["slml = slml.cli:main"],
-        "papermill.engine": ["slml = slml.jobs.warm_kernel:SlmlEngine"],
+        "papermill.engine": ["slml = slml.execution.warm_kernel:SlmlEngine"],
     },
     package_data={"slml.aws": ["Dockerfile"], "slml.serving": ["page.html"]},
     zip_safe=False,

@@ -165,7 +165,7 @@ def real(case: dict) -> None:
     """A month each, day by day."""
     import green
 
-    from slml.monitoring.watch import watch
+    from slml.monitoring.episodes import watch
 
     for name in ("2023-02", "2022-01", "2022-02"):
         start = time.perf_counter()
@@ -178,7 +178,7 @@ def planted(case: dict) -> None:
     """Each fault from the 15th on: the days on which it was found, and how it was named."""
     import green
 
-    from slml.monitoring.watch import watch
+    from slml.monitoring.episodes import watch
 
     february = case["tables"]["2023-02"]
     for fault, (plant, columns) in green.FAULTS.items():
@@ -204,7 +204,7 @@ def quiet(case: dict) -> None:
     import green
 
     from slml.monitoring.drift import LIMITS, drift
-    from slml.monitoring.watch import calmed
+    from slml.monitoring.episodes import calmed
     from slml.quality.profile import profile
 
     tables = case["tables"]
@@ -225,7 +225,7 @@ def smallest(case: dict) -> None:
     import pyarrow as pa
 
     from slml.monitoring.drift import LIMITS, drift
-    from slml.monitoring.watch import calmed
+    from slml.monitoring.episodes import calmed
     from slml.quality.profile import profile
 
     tables = case["tables"]

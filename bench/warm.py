@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 from papermill import execute_notebook
 
-from slml.jobs import warm
+from slml.execution import warm
 
 EMPTY = nbformat.v4.new_notebook(
     cells=[nbformat.v4.new_code_cell("1")],

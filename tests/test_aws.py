@@ -16,16 +16,17 @@ from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from cloud import cloudformation
 from moto import mock_aws
 
-from slml.aws import events, schedule, stack
+from slml.aws import events, schedule
+from slml.aws import stack_deploy as stack
 from slml.aws.account import Account
 from slml.aws.changes import Change, Plan, discard, plan
 from slml.aws.parts import UNTAGGED
 from slml.aws.profile import write_profile
 from slml.aws.roles import project_policy, role
-from slml.aws.template import INLINE, PARAMETERS, as_json, as_yaml, template
+from slml.aws.stack_template import INLINE, PARAMETERS, as_json, as_yaml, template
 from slml.errors import CloudError, SettingsError, UsageError
-from slml.jobs import names
-from slml.jobs.code import pack
+from slml.runners.batch import names
+from slml.runs.archive import pack
 from slml.workspace import Workspace
 
 REGION, ACCOUNT = "eu-central-1", "123456789012"

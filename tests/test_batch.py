@@ -24,18 +24,20 @@ from botocore.validate import validate_parameters
 from moto.core.config import default_user_config
 from moto.server import ThreadedMotoServer
 
+from slml.costs.budget import set_budget
 from slml.errors import BudgetError, CloudError, SubmissionError, UsageError
-from slml.jobs import batch
-from slml.jobs.batch import BatchRunner, Service, Watch, asking, region_of
-from slml.jobs.batch_request import RETRY, join_request, request
-from slml.jobs.budget import set_budget
-from slml.jobs.entry import find_run
-from slml.jobs.job import Job, job
-from slml.jobs.kernel import settings
-from slml.jobs.names import bucket
-from slml.jobs.resources import Resources
-from slml.jobs.run import Failure, Run, list_runs, read_run, save_run
-from slml.jobs.runner import Place, open_runner, prepare
+from slml.execution.entry import find_run
+from slml.runners.batch import runner as batch
+from slml.runners.batch.client import Service, asking, region_of
+from slml.runners.batch.names import bucket
+from slml.runners.batch.request import RETRY, join_request, request
+from slml.runners.batch.runner import BatchRunner, Watch
+from slml.runners.open import open_runner
+from slml.runners.runner import Place, prepare
+from slml.runs.environment import settings
+from slml.runs.job import Job, job
+from slml.runs.resources import Resources
+from slml.runs.run import Failure, Run, list_runs, read_run, save_run
 from slml.storage import read_text, write_text
 from slml.workspace import Workspace
 
@@ -225,7 +227,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "slml.toml").touch()
     (tmp_path / "rate.py").write_text("RATE = 2.5\n")
     source = (
-        "import rate\nfrom slml.jobs.record import record\nrecord({'fare': rows * rate.RATE})\nprint('hello', rows)"
+        "import rate\nfrom slml.runs.record import record\nrecord({'fare': rows * rate.RATE})\nprint('hello', rows)"
     )
     cells = [nbformat.v4.new_code_cell("rows: int = 10  # rows", metadata={"tags": ["parameters"]})]
     cells += [nbformat.v4.new_code_cell("import sys\nsys.path.insert(0, '.')"), nbformat.v4.new_code_cell(source)]
@@ -247,7 +249,7 @@ def container(run: Run, **more: str) -> subprocess.CompletedProcess:
     """What the container of a job does, as a process of this machine."""
     told = {each["name"]: each["value"] for each in described(run)["container"]["environment"]}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLML_")}
-    command = [sys.executable, "-m", "slml.jobs.entry"]
+    command = [sys.executable, "-m", "slml.execution.entry"]
     return subprocess.run(command, env=inherited | told | more, cwd="/", capture_output=True, text=True, timeout=120)
 
 

@@ -24,13 +24,13 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from slml.errors import StorageError, SubmissionError
-from slml.jobs.code import check_inputs, inside, pack, ship, unpack
-from slml.jobs.entry import PORT, launch_command
-from slml.jobs.job import Job, job
-from slml.jobs.kernel import settings
-from slml.jobs.resources import Resources
-from slml.jobs.run import Run, read_run
-from slml.jobs.runner import Place, prepare
+from slml.execution.entry import PORT, launch_command
+from slml.runners.runner import Place, prepare
+from slml.runs.archive import check_inputs, inside, pack, ship, unpack
+from slml.runs.environment import settings
+from slml.runs.job import Job, job
+from slml.runs.resources import Resources
+from slml.runs.run import Run, read_run
 from slml.storage import expand, filesystem
 from slml.workspace import Workspace
 
@@ -312,7 +312,7 @@ def test_where_a_folder_lies(project: Path, tmp_path: Path) -> None:
 CELLS = (
     "rows: int = 2  # rows\nzones: str = 'zones.csv'  # path",
     "import helper, fares, pathlib, os",
-    "from slml.jobs.record import record",
+    "from slml.runs.record import record",
     "record({'price': fares.RATE * rows}, {'zones': pathlib.Path(zones).read_text(), 'helper': helper.NAME})",
 )
 
@@ -334,7 +334,7 @@ class Container:
 
     def start(self, **environ: str) -> subprocess.Popen:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("SLML_")}
-        command = [sys.executable, "-m", "slml.jobs.entry"]
+        command = [sys.executable, "-m", "slml.execution.entry"]
         log = open(self.place / "log", "wb")  # noqa: SIM115
         return subprocess.Popen(command, env=clean | self.environ | environ, cwd=self.place, stdout=log, stderr=log)
 
@@ -415,7 +415,7 @@ def test_a_run_without_its_code_says_so(
 def test_wrong_calls_of_the_entry(tmp_path: Path) -> None:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("SLML_")} | {"SLML_CWD": "."}
     for told, code in (({}, 2), ({"SLML_RUN": f"{tmp_path}/none"}, 1)):
-        done = subprocess.run([sys.executable, "-m", "slml.jobs.entry"], env=environ | told, capture_output=True)
+        done = subprocess.run([sys.executable, "-m", "slml.execution.entry"], env=environ | told, capture_output=True)
         assert done.returncode == code, done.stderr
         assert b"Traceback" not in done.stderr
 
@@ -428,7 +428,7 @@ def test_the_entry_becomes_the_job_and_hears_its_end(project: Path, shipped: Wor
     process = here.start(SLML_RUN=str(tmp_path / "array"), AWS_BATCH_JOB_ARRAY_INDEX="1")
     wait_for(lambda: "sleep" in executed(here), process, here)
     command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-    assert b"slml.jobs.execute" in command, "no process between the service and the job"
+    assert b"slml.execution.execute" in command, "no process between the service and the job"
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143, here.log
     assert here.record["status"] in ("waiting", "running", "failed", "cancelled")
@@ -467,7 +467,7 @@ def test_two_nodes_meet_though_the_main_one_is_not_told_where(tmp_path: Path) ->
     nodes = []
     for environ in (main | other, main):
         command = launch_command("folder", Resources(nodes=2), environ)
-        assert command[-3:] == ["-m", "slml.jobs.execute", "folder"]
+        assert command[-3:] == ["-m", "slml.execution.execute", "folder"]
         command = [word.replace(str(PORT), str(port)) for word in command[:-3]]
         nodes.append(subprocess.Popen([*command, script], stdout=subprocess.PIPE, text=True))
     assert [node.communicate(timeout=60)[0].strip() for node in nodes] == ["1 2.0", "0 2.0"]

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from slml.aws.prices import refresh
+from slml.costs.budget import Budget, balance, check_budget, read_budget, set_budget
+from slml.costs.cost import cost_of, costs, estimate, together, version_runs
+from slml.costs.prices import Price, PriceBook, query_usd
 from slml.errors import BudgetError, CloudError, SettingsError, SlmlError, UsageError
-from slml.jobs.budget import Budget, balance, check_budget, read_budget, set_budget
-from slml.jobs.cost import cost_of, costs, estimate, together, version_runs
-from slml.jobs.job import Job
-from slml.jobs.prices import Price, PriceBook, query_usd
-from slml.jobs.resources import Resources
-from slml.jobs.run import Run, list_runs, new_run, save_run
+from slml.runs.job import Job
+from slml.runs.resources import Resources
+from slml.runs.run import Run, list_runs, new_run, save_run
 from slml.workspace import Workspace
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -11,9 +11,9 @@ from slml.contract import Between, Category, Column, Contract, Numeric, TimePart
 from slml.errors import ContractError, TrainingError, UsageError
 from slml.monitoring.diagnosis import ACTIONS, examine
 from slml.monitoring.drift import SORTS, Limits, drift
+from slml.monitoring.episodes import watch
 from slml.monitoring.performance import Expected, errors, join, performance
 from slml.monitoring.report import report
-from slml.monitoring.watch import watch
 from slml.quality.profile import Profile, profile
 
 CONTRACT = Contract(

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from slml.monitoring.drift import LIMITS, drift
+from slml.monitoring.episodes import Watch, calmed, watch
 from slml.monitoring.report import report
-from slml.monitoring.watch import Watch, calmed, watch
 from slml.quality.profile import Profile, profile
 
 BEGINS = datetime(2023, 2, 15)  # when the planted faults do

@@ -77,7 +77,7 @@ def test_the_dockerfile_keeps_its_promises(tmp_path: Path) -> None:
     text = context(tmp_path)["Dockerfile"].decode()
     job = text[text.index(" AS job") :]
     assert re.search(r"^USER [1-9]\d+$", job, re.M), "not root, and Kubernetes can see it"
-    assert 'CMD ["python", "-m", "slml.jobs.entry"]' in job
+    assert 'CMD ["python", "-m", "slml.execution.entry"]' in job
     assert "ENTRYPOINT" not in text
     for name in ("OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=0", "PYTHONUNBUFFERED=1"):
         assert name in text

@@ -81,14 +81,15 @@ def test_mixed_parquet_types(tmp_path, workspace):
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("cut.csv.gz", gzip.compress(TRIPS.encode() * 100)[:-20]),
+        ("cut.csv.gz", gzip.compress(TRIPS.encode() * 100, mtime=0)[:-20]),
         ("text.csv.gz", TRIPS.encode()),
         ("text.zip", TRIPS.encode()),
         ("text.parquet", TRIPS.encode()),
         ("cut.parquet", b"PAR1" + b"\0" * 100 + b"PAR1"),
         ("endless.csv", b"\x01\x02" * ((1 << 25) + (1 << 23))),
-        ("packed.csv", gzip.compress(TRIPS.encode())),
+        ("packed.csv", gzip.compress(TRIPS.encode(), mtime=0)),
     ],
+    ids=["cut.csv.gz", "text.csv.gz", "text.zip", "text.parquet", "cut.parquet", "endless.csv", "packed.csv"],
 )
 def test_damaged_files(tmp_path, workspace, name, data):
     message = refused(put(tmp_path / name, data), workspace)

@@ -12,15 +12,17 @@ import nbformat
 import pytest
 
 from slml.errors import JobError, ParameterError, UsageError
-from slml.jobs.job import fingerprint, job
-from slml.jobs.kernel import kernel_environment, kernels, settings
-from slml.jobs.outcome import outcome
-from slml.jobs.parameters import REQUIRED, bind, declared
-from slml.jobs.run import list_runs, load_run, new_run, save_run
-from slml.jobs.runner import prepare, run_job
-from slml.jobs.signals import Interruption
-from slml.jobs.track import tracked
+from slml.execution.kernel import kernels
+from slml.execution.notebook import outcome
 from slml.registry.tracking import Tracked, log_run, open_tracking
+from slml.runners.open import run_job
+from slml.runners.runner import prepare
+from slml.runs.environment import kernel_environment, settings
+from slml.runs.job import fingerprint, job
+from slml.runs.parameters import REQUIRED, bind, declared
+from slml.runs.run import list_runs, load_run, new_run, save_run
+from slml.runs.signals import Interruption
+from slml.runs.tracking import tracked
 from slml.workspace import Workspace
 
 CELL = """
@@ -164,5 +166,5 @@ def test_a_fingerprint_follows_contents_not_names(tmp_path: Path, workspace: Wor
 
 def test_importing_the_jobs_is_quick() -> None:
     heavy = ("mlflow", "papermill", "pyiceberg", "torch", "nbformat", "jupyter_client", "pandas")
-    code = f"import sys, slml.jobs.pipeline; print([m for m in {heavy!r} if m in sys.modules])"
+    code = f"import sys, slml.pipelines.pipeline; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -17,13 +17,13 @@ from cloud.kubernetes_api import Cluster as Emulated
 from kubernetes import client
 
 from slml.errors import CloudError, SubmissionError
-from slml.jobs.job import Job, job
-from slml.jobs.kubernetes import KubernetesRunner
-from slml.jobs.kubernetes_why import failure_of, no_image, reason, said, state_of
-from slml.jobs.manifest import manifest, service, waiter
-from slml.jobs.resources import Resources
-from slml.jobs.run import Run
-from slml.jobs.runner import open_runner
+from slml.runners.kubernetes.manifest import manifest, service, waiter
+from slml.runners.kubernetes.runner import KubernetesRunner
+from slml.runners.kubernetes.why import failure_of, no_image, reason, said, state_of
+from slml.runners.open import open_runner
+from slml.runs.job import Job, job
+from slml.runs.resources import Resources
+from slml.runs.run import Run
 from slml.workspace import Workspace
 
 RUN = Run(
@@ -199,7 +199,7 @@ def sleeper(runner: KubernetesRunner) -> Job:
 
 def test_a_job_runs_and_its_log_outlives_its_pod(runner, cluster):
     Path("helper.py").write_text("half = lambda rows: rows / 2")
-    source = "from helper import half; from slml.jobs.record import record\nprint('hello', rows)"
+    source = "from helper import half; from slml.runs.record import record\nprint('hello', rows)"
     path = notebook("half", "rows: int = 10  # rows", source, "record({'half': half(rows)})")
     id = runner.submit(job(path, {"rows": 30}))
     run = runner.wait(id)
@@ -253,7 +253,7 @@ def test_a_pod_that_ran_out_of_memory_is_called_that(runner, cluster, sleeper):
 
 
 def test_runs_come_after_others_without_an_orchestrator(runner, cluster):
-    last = "from slml.jobs.record import record\nrecord(outputs={'rows': rows})"
+    last = "from slml.runs.record import record\nrecord(outputs={'rows': rows})"
     first = runner.submit(job(notebook("first", "rows: int = 10", "import time; time.sleep(2)", last), {}))
     second = runner.submit(job(notebook("second", "rows: int", last), {"rows": f"${{{first}.rows}}"}), after=[first])
     assert runner.why(second).state == "suspended"
@@ -273,7 +273,7 @@ def test_a_run_after_one_that_failed_is_skipped(runner, cluster):
 
 def test_an_array_is_one_job(runner, cluster):
     cluster.cpus = 3
-    source = "from slml.jobs.record import record; record({'half': rows / 2}); assert rows != 4"
+    source = "from slml.runs.record import record; record({'half': rows / 2}); assert rows != 4"
     path = notebook("half", "rows: int", source)
     ids = runner.submit_array([job(path, {"rows": rows}) for rows in (2, 4, 6)])
     assert [runner.wait(id).status for id in ids] == ["done", "failed", "done"]
@@ -284,7 +284,7 @@ def test_an_image_that_is_not_there(runner, cluster, monkeypatch):
     missing = KubernetesRunner(runner.workspace.model_copy(update={"image": "missing"}))
     id = missing.submit(job(notebook("one", "", "1"), {}))
     until(lambda: "could not be fetched" in missing.why(id).why)
-    monkeypatch.setattr("slml.jobs.kubernetes.no_image", lambda pods: bool(pods))
+    monkeypatch.setattr("slml.runners.kubernetes.runner.no_image", lambda pods: bool(pods))
     run = missing.wait(id)
     assert (run.status, run.error.type) == ("failed", "ImageNotFound")
     until(lambda: not cluster.jobs)
@@ -333,5 +333,5 @@ def test_the_workspace_names_it(runner):
 
 
 def test_slml_does_not_load_its_client_for_nothing():
-    code = "import sys, slml, slml.cli, slml.jobs.runner; print('kubernetes' in sys.modules)"
+    code = "import sys, slml, slml.cli, slml.runners.runner; print('kubernetes' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pytest
 
-from slml.jobs import watch
-from slml.jobs.pipeline import load_pipeline, run_pipeline
-from slml.jobs.run import list_runs
-from slml.jobs.watch import COMPARING, PROVING, RETRAINING, WATCHING, decisions, last_decision, watch_once
-from slml.jobs.windows import seen
+from slml.monitoring.windows import seen
+from slml.operations import loop as watch
+from slml.operations.decisions import COMPARING, PROVING, RETRAINING, WATCHING, decisions, last_decision
+from slml.operations.loop import watch_once
+from slml.pipelines.pipeline import load_pipeline, run_pipeline
 from slml.registry.aliases import changes, read_state
 from slml.registry.versions import promote, set_shadow, versions
+from slml.runs.run import list_runs
 from slml.serving.log import RequestLog, place
 from slml.serving.serve import Loader, Settings
 from slml.serving.service import Service

@@ -12,15 +12,15 @@ import torch
 from slml.contract import Category, Column, Contract, Numeric
 from slml.errors import ContractError, RegistryError, UsageError
 from slml.features.encoder import Encoder
-from slml.jobs.job import job
-from slml.jobs.pipeline import load_pipeline, run_pipeline
-from slml.jobs.run import Run, list_runs
-from slml.jobs.runner import run_job
-from slml.jobs.windows import last_windows, seen
 from slml.models.model import build
+from slml.monitoring.windows import last_windows, seen
+from slml.pipelines.pipeline import load_pipeline, run_pipeline
 from slml.registry.aliases import Pointer, State, write_change
 from slml.registry.bundle import Bundle, Lineage
 from slml.registry.export import export, profile_of
+from slml.runners.open import run_job
+from slml.runs.job import job
+from slml.runs.run import Run, list_runs
 from slml.serving.log import RequestLog, place
 from slml.tables.catalog import Catalog
 from slml.workspace import Workspace

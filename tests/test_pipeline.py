@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 
 from slml.errors import ParameterError, PipelineError
-from slml.jobs.cache import done_before, stands
-from slml.jobs.kernel import settings
-from slml.jobs.pipeline import load_pipeline, run_pipeline
-from slml.jobs.progress import StepState
-from slml.jobs.run import list_runs
+from slml.pipelines.pipeline import load_pipeline, run_pipeline
+from slml.pipelines.progress import StepState
+from slml.runs.cache import done_before, stands
+from slml.runs.environment import settings
+from slml.runs.run import list_runs
 from slml.workspace import Workspace
 
 PIPELINE = """
@@ -39,7 +39,7 @@ summary:
   label: ${scale.label}
   test: ${scale.metrics.test_*}
 """
-RECORD = "from slml.jobs.record import record\n"
+RECORD = "from slml.runs.record import record\n"
 
 
 def notebook(path: Path, *sources: str) -> None:
@@ -140,7 +140,7 @@ def started(file: Path, workspace: Workspace, steps: int) -> tuple[subprocess.Po
     notebook(file.parents[1] / "nbs" / "side.ipynb", "", source)
     notebook(file.parents[1] / "nbs" / "read.ipynb", "file: str", source)
     code = (
-        "from slml.jobs.pipeline import load_pipeline, run_pipeline; from slml.workspace import Workspace\n"
+        "from slml.pipelines.pipeline import load_pipeline, run_pipeline; from slml.workspace import Workspace\n"
         f"run_pipeline(load_pipeline({str(file)!r}), {{'file': 'x'}}, Workspace())"
     )
     env = {**os.environ, **settings(workspace)}

@@ -16,15 +16,15 @@ from conftest import REPOSITORY
 from slml.contract import Category, Column, Contract, Numeric, TimeParts
 from slml.errors import ContractError, RegistryError, SlmlError, TableError
 from slml.features.encoder import Encoder
-from slml.jobs.job import job
-from slml.jobs.kernel import settings
-from slml.jobs.local import LocalRunner
-from slml.jobs.runner import run_job
 from slml.models.model import build
 from slml.registry.bundle import Bundle, Lineage, read_files, write
 from slml.registry.export import export
 from slml.registry.gate import Audited
 from slml.registry.versions import register
+from slml.runners.local import LocalRunner
+from slml.runners.open import run_job
+from slml.runs.environment import settings
+from slml.runs.job import job
 from slml.serving.batch import held, predict
 from slml.tables.catalog import Catalog, Snapshot
 from slml.workspace import Workspace

@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 from slml.cli import app
 from slml.contract import Column, Contract, Numeric
 from slml.features.encoder import Encoder
-from slml.jobs.retention import carry_out, old, registered
-from slml.jobs.run import Run, list_runs, new_run, save_run
 from slml.models.model import build
 from slml.monitoring.policy import Keep
+from slml.operations.retention import carry_out, old, registered
 from slml.registry.bundle import Lineage
 from slml.registry.export import export
 from slml.registry.gate import Audited
 from slml.registry.versions import load, register
+from slml.runs.run import Run, list_runs, new_run, save_run
 from slml.storage import write_text
 from slml.tables.catalog import Catalog, Snapshot
 from slml.workspace import Workspace

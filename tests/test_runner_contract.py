@@ -12,11 +12,12 @@ import psutil
 import pytest
 
 from slml.errors import ParameterError, SettingsError, UsageError
-from slml.jobs.job import Job, job
-from slml.jobs.local import LocalRunner
-from slml.jobs.resources import Resources
-from slml.jobs.run import load_run
-from slml.jobs.runner import Runner, open_runner
+from slml.runners.local import LocalRunner
+from slml.runners.open import open_runner
+from slml.runners.runner import Runner
+from slml.runs.job import Job, job
+from slml.runs.resources import Resources
+from slml.runs.run import load_run
 from slml.workspace import Workspace
 
 RUNNERS: dict[str, Callable[[Workspace], Runner]] = {"local": LocalRunner}
@@ -53,7 +54,7 @@ def sleeper(tmp_path: Path) -> Job:
 
 
 def test_a_job_runs_and_leaves_its_record(runner: Runner, tmp_path: Path) -> None:
-    source = "from slml import Workspace\nfrom slml.jobs.record import record\nprint('hello', rows)"
+    source = "from slml import Workspace\nfrom slml.runs.record import record\nprint('hello', rows)"
     last = "record({'half': rows / 2}, {'root': Workspace().root, 'rows': {'in': rows}})"
     path = notebook(tmp_path, "half", "rows: int = 10  # rows", source, last)
     run = runner.wait(runner.submit(job(path, {"rows": "30"})))
@@ -123,7 +124,7 @@ def test_a_process_that_is_killed_has_failed(runner: Runner, sleeper: Job) -> No
 
 
 def test_a_job_comes_after_others_and_learns_what_they_hand_on(runner: Runner, tmp_path: Path) -> None:
-    last = "from slml.jobs.record import record\nrecord(outputs={'rows': rows})"
+    last = "from slml.runs.record import record\nrecord(outputs={'rows': rows})"
     first = runner.submit(job(notebook(tmp_path, "first", "rows: int = 10", last), {}))
     second = notebook(tmp_path, "second", "rows: int", "print('got', rows)", last)
     begins = runner.submit(job(second, {"rows": f"${{{first}.rows}}"}), after=[first])
@@ -143,7 +144,7 @@ def test_a_job_after_one_that_failed_is_skipped(runner: Runner, tmp_path: Path) 
 
 
 def test_many_jobs_are_submitted_together(runner: Runner, tmp_path: Path) -> None:
-    path = notebook(tmp_path, "half", "rows: int", "from slml.jobs.record import record; record({'half': rows / 2})")
+    path = notebook(tmp_path, "half", "rows: int", "from slml.runs.record import record; record({'half': rows / 2})")
     ids = runner.submit_array([job(path, {"rows": rows}) for rows in (2, 4, 6)])
     assert [runner.wait(id).metrics["half"] for id in ids] == [1.0, 2.0, 3.0]
 

@@ -24,11 +24,11 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from test_aws import ACCOUNT, BUCKET, REGION, filled, holds
 
-from slml.aws import deploy
+from slml.aws import service_deploy as deploy
 from slml.aws.changes import discard
 from slml.aws.parts import UNTAGGED
-from slml.aws.service import Release, Service, deployed, rights, taken_back, template
-from slml.aws.template import INLINE, as_json, as_yaml
+from slml.aws.service_template import Release, Service, deployed, rights, taken_back, template
+from slml.aws.stack_template import INLINE, as_json, as_yaml
 from slml.cli import main
 from slml.errors import CloudError, SettingsError, UsageError
 from slml.registry.aliases import Pointer, State, write_change

@@ -15,12 +15,12 @@ from conftest import REPOSITORY
 from slml import contract as c
 from slml.errors import TrainingError, UsageError
 from slml.features.encoder import Encoder
-from slml.jobs.job import job
-from slml.jobs.local import LocalRunner
-from slml.jobs.parameters import declared
 from slml.models.model import build
 from slml.quality.clean import clean
 from slml.quality.infer import infer
+from slml.runners.local import LocalRunner
+from slml.runs.job import job
+from slml.runs.parameters import declared
 from slml.sampling.split import Part, split
 from slml.storage import filesystem, write_text
 from slml.tables.catalog import Catalog

@@ -16,10 +16,10 @@ import nbformat
 import psutil
 import pytest
 
-from slml.jobs import warm
-from slml.jobs.job import job
-from slml.jobs.local import LocalRunner
-from slml.jobs.run import load_run
+from slml.execution import warm
+from slml.runners.local import LocalRunner
+from slml.runs.job import job
+from slml.runs.run import load_run
 from slml.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not warm.POSSIBLE, reason="a fork is safe on Linux only; elsewhere all starts are cold")
@@ -209,7 +209,7 @@ def test_a_copy_ends_with_its_caller(tmp_path: Path, light: dict) -> None:
     (tmp_path / "probe.py").write_text("import time; time.sleep(60)")
     caller = f"""
 import os, sys, time
-from slml.jobs import warm
+from slml.execution import warm
 process = warm.start([sys.executable, "-m", "probe"], {str(tmp_path)!r}, dict(os.environ))
 print(process.pid, flush=True)
 time.sleep(60)
@@ -266,7 +266,7 @@ def test_others_can_neither_ask_nor_answer(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_thread_is_a_reason_to_refuse() -> None:
-    source = "import threading, time\nfrom slml.jobs.warm import threads\nbefore = threads()\n"
+    source = "import threading, time\nfrom slml.execution.warm import threads\nbefore = threads()\n"
     source += "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint(len(before), len(threads()))"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["0", "1"]

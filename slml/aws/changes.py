@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from .account import Account, asking, connect
 from .deployed import check_state, find
 from .parts import logical
-from .template import INLINE, PARAMETERS, as_json, template
+from .stack_template import INLINE, PARAMETERS, as_json, template
 from ..errors import CloudError, UsageError, closest
-from ..jobs import names
+from ..runners.batch import names
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .network import FIRST_SUBNET, SUBNETS
 from .parts import STACK, get, logical, ref, resource, sub, tags
-from ..jobs import names
+from ..runners.batch import names
 
 # %% ../../nbs/aws/compute.ipynb #17bbf35e
 AGENT = """MIME-Version: 1.0
@@ -158,7 +158,7 @@ def _container(project: str, kind: str) -> dict[str, object]:
     found = {
         "Environment": region,
         "Image": sub(f"{place}/{names.repository(STACK)}:{names.image_tag(kind)}"),
-        "Command": ["python", "-m", "slml.jobs.entry"],
+        "Command": ["python", "-m", "slml.execution.entry"],
         "JobRoleArn": get(logical("Role", project)),
         "ExecutionRoleArn": get("StartRole"),
         "LogConfiguration": {"LogDriver": "awslogs", "Options": log},

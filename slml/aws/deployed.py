@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .account import Account, asking
 from .parts import logical
 from ..errors import CloudError, UsageError, closest
-from ..jobs import names
+from ..runners.batch import names
 
 # %% ../../nbs/aws/deployed.ipynb #c0bec83d
 @dataclass(frozen=True)

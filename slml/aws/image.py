@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 
 import slml
 from ..errors import CloudError, SubmissionError
-from ..jobs import names
+from ..runners.batch import names
 from ..storage import open_atomic
 from ..workspace import Workspace
 

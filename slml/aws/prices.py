@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING
 
+from ..costs.prices import MACHINES, Price, PriceBook, region_of, with_spot
 from ..errors import CloudError
-from ..jobs.prices import MACHINES, Price, PriceBook, region_of, with_spot
 from ..workspace import Workspace
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ __all__ = ['OBJECTS', 'BUCKET', 'TABLES', 'QUERIES', 'LOOK', 'SERVICES', 'WRITE_
 from collections.abc import Sequence
 
 from .parts import ACCOUNT, REGION, STACK, arn, get, logical, policy, ref, resource, statement, sub, trust
-from ..jobs import names
+from ..runners.batch import names
 
 # %% ../../nbs/aws/roles.ipynb #d8f8aae9
 OBJECTS = ("Get", "Put", "Delete")

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from .account import Account, asking, connect
 from ..errors import SettingsError, SlmlError, UsageError, closest
-from ..jobs import names
-from ..jobs.batch import region_of
-from ..jobs.code import inside, ship
-from ..jobs.entry import prepared
-from ..jobs.kernel import settings
-from ..jobs.resources import Resources
+from ..execution.entry import prepared
+from ..runners.batch import names
+from ..runners.batch.client import region_of
+from ..runs.archive import inside, ship
+from ..runs.environment import settings
+from ..runs.resources import Resources
 from ..workspace import Workspace, project_folder
 
 # %% ../../nbs/aws/schedule.ipynb #65548fa6

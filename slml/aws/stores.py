@@ -21,7 +21,7 @@ from slml.aws.parts import (
     resource,
     sub,
 )
-from ..jobs import names
+from ..runners.batch import names
 
 BUCKET = names.bucket(STACK, ACCOUNT, REGION)  # with placeholders
 

@@ -61,9 +61,9 @@ def deploy(
 
     Example: `slml aws deploy --project taxi -p MonthlyBudgetUsd=50 -p AlarmEmail=ann@example.org`"""
     from slml.aws.profile import write_profile
-    from slml.aws.stack import deploy as carry_out
-    from slml.aws.stack import plan
-    from slml.aws.template import as_yaml, template
+    from slml.aws.stack_deploy import deploy as carry_out
+    from slml.aws.stack_deploy import plan
+    from slml.aws.stack_template import as_yaml, template
 
     projects = project or [opened().project]
     if only_print:
@@ -83,7 +83,7 @@ def status(stack: Stack = "slml", region: Region = "", as_json: Json = False) ->
     """Show the stack, what waits and runs in it, and what is being paid for.
 
     Example: `slml aws status`"""
-    from slml.aws.stack import status as look
+    from slml.aws.stack_deploy import status as look
 
     found = look(stack, region)
     show(facts(found.facts()), found.facts(), as_json)
@@ -99,8 +99,8 @@ def destroy(
     """Remove the stack; what will be lost is shown first. The data stays unless --data is given.
 
     Example: `slml aws destroy`"""
-    from slml.aws.stack import destroy as remove
-    from slml.aws.stack import losses
+    from slml.aws.stack_deploy import destroy as remove
+    from slml.aws.stack_deploy import losses
 
     told(str(losses(stack, region, data)))
     agreed("Remove it?", yes)
@@ -134,7 +134,7 @@ def prices(context: typer.Context, region: Region = "", on: On = "", as_json: Js
 
     Example: `slml aws prices`"""
     from slml.cli.app import rows_table
-    from slml.jobs.prices import PriceBook
+    from slml.costs.prices import PriceBook
 
     if context.invoked_subcommand:
         return

@@ -16,7 +16,7 @@ from .cloud import Yes, agreed, told
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from slml.aws.deploy import Step
+    from slml.aws.service_deploy import Step
 
 # %% ../../nbs/cli/deploy.ipynb #04fd429d
 def the_one(
@@ -59,7 +59,7 @@ def deploy(
     that are logged) of the version.
 
     Example: `slml deploy taxi@4 --canary 10`, then `slml deploy taxi@4`, or `slml deploy taxi --rollback`"""
-    from slml.aws import deploy as services
+    from slml.aws import service_deploy as services
 
     wishes = {"--canary": bool(canary), "--rollback": rollback, "--status": status, "--remove": remove}
     wish, workspace = the_one(wishes), opened(on)
@@ -82,7 +82,7 @@ def deploy(
 def _carry_out(step: "Step", yes: bool, as_json: bool) -> None:
     "Show a plan, ask, and do it."
     from slml.aws.changes import discard
-    from slml.aws.deploy import carry_out
+    from slml.aws.service_deploy import carry_out
 
     told(str(step))
     if step.plan.id:

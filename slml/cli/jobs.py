@@ -21,9 +21,9 @@ from .runs import run_facts
 from ..workspace import Workspace
 
 if TYPE_CHECKING:
-    from slml.jobs.job import Job
-    from slml.jobs.resources import Resources
-    from slml.jobs.run import Reason
+    from slml.runs.job import Job
+    from slml.runs.resources import Resources
+    from slml.runs.run import Reason
 
 # %% ../../nbs/cli/jobs.ipynb #9b1a10fb
 Cores = Annotated[int | None, typer.Option(min=1, help="Cores of each node.")]
@@ -38,7 +38,7 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Submit, print the run's
 
 def needed(**given: object) -> "Resources":
     "Resources from the options of a call. Raises `UsageError`."
-    from slml.jobs.resources import resources
+    from slml.runs.resources import resources
 
     return resources(given)
 
@@ -58,9 +58,9 @@ def expected(
     workspace: Workspace,
 ) -> str:  # a sentence
     "What jobs of one notebook are expected to cost, where they cost anything."
-    from slml.jobs.cost import estimate
-    from slml.jobs.prices import PriceBook
-    from slml.jobs.run import list_runs
+    from slml.costs.cost import estimate
+    from slml.costs.prices import PriceBook
+    from slml.runs.run import list_runs
 
     found = estimate(jobs[0], list_runs(workspace), PriceBook.load(workspace), workspace.runner)
     return "" if found.hypothetical else f"estimate: {found.times(len(jobs))}"
@@ -84,8 +84,8 @@ def run(
     """Run a notebook as a job, and keep the executed copy, its log, metrics and outputs.
 
     Example: `slml run nbs/jobs/ingest.ipynb -p source=trips.csv -p table=trips`"""
-    from slml.jobs.job import job
-    from slml.jobs.runner import open_runner, run_job
+    from slml.runners.open import open_runner, run_job
+    from slml.runs.job import job
 
     workspace = opened(on)
     needs = needed(cores=cores, memory=memory, gpus=gpus, processes=processes, nodes=nodes, minutes=minutes, spot=spot)
@@ -118,9 +118,9 @@ def run_sweep(
     """Run a notebook over every combination of some values, side by side, and rank what came out.
 
     Example: `slml sweep nbs/jobs/train.ipynb -p split=... -s width=64,256 -s learning_rate=0.001,0.01`"""
-    from slml.jobs.job import job
-    from slml.jobs.parameters import listed
-    from slml.jobs.sweep import combinations, sweep
+    from slml.pipelines.sweep import combinations, sweep
+    from slml.runs.job import job
+    from slml.runs.parameters import listed
 
     workspace = opened(on)
     values = {name: listed(words) for name, words in pairs(tried, "-s").items()}
@@ -149,8 +149,8 @@ def run_pipeline(
     """Run the steps of a pipeline; those that have run before on the same inputs are not run again.
 
     Example: `slml pipeline run pipelines/table.yaml -p source=houses.csv -p target=price`"""
-    from slml.jobs.pipeline import load_pipeline, submit_pipeline
-    from slml.jobs.pipeline import run_pipeline as execute
+    from slml.pipelines.pipeline import load_pipeline, submit_pipeline
+    from slml.pipelines.pipeline import run_pipeline as execute
 
     pipeline, workspace = load_pipeline(file), opened(on)
     if no_wait:

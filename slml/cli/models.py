@@ -15,7 +15,7 @@ import typer
 from .app import Json, On, app, facts, opened, rows_table, show
 
 if TYPE_CHECKING:
-    from slml.jobs.lifecycle import Life
+    from slml.operations.lifecycle import Life
     from slml.registry.versions import Version
 
 # %% ../../nbs/cli/models.ipynb #f3f32855
@@ -50,7 +50,7 @@ def models(
     """List the registered versions: data, age, error on the test and live, drift, cost and what they do.
 
     Example: `slml models taxi`"""
-    from slml.jobs.lifecycle import Life, lives
+    from slml.operations.lifecycle import Life, lives
     from slml.registry.versions import models as every
     from slml.registry.versions import versions
 

@@ -33,9 +33,9 @@ def cost(
     Example: `slml cost --by user --since 2026-11-01`"""
     if context.invoked_subcommand:
         return
-    from slml.jobs.cost import costs, version_runs
-    from slml.jobs.prices import PriceBook
-    from slml.jobs.run import list_runs
+    from slml.costs.cost import costs, version_runs
+    from slml.costs.prices import PriceBook
+    from slml.runs.run import list_runs
 
     workspace = opened(on)
     versions = version_runs(workspace) if by == "version" else None
@@ -52,9 +52,9 @@ def budget(
     """Show or set what a project may spend in a month.
 
     Example: `slml cost budget 50`"""
-    from slml.jobs.budget import balance, set_budget
-    from slml.jobs.prices import PriceBook
-    from slml.jobs.run import list_runs
+    from slml.costs.budget import balance, set_budget
+    from slml.costs.prices import PriceBook
+    from slml.runs.run import list_runs
 
     workspace = opened(on)
     if usd:

@@ -18,10 +18,9 @@ import typer
 from .app import Json, On, app, facts, opened, rows_table, show, terminal
 from .runs import run_facts
 from ..errors import SlmlError
-from ..workspace import Workspace
 
 if TYPE_CHECKING:
-    from slml.jobs.watch import Decision
+    from slml.operations.decisions import Decision
 
 # %% ../../nbs/cli/monitor.ipynb #9ecf3e37
 Policy = Annotated[str, typer.Option(help="The policy's file; by default monitor.toml of the project.")]
@@ -63,9 +62,9 @@ def monitor(
 
     Example: `slml monitor taxi --watch --every 60`"""
     from slml.aws.alerts import ALL
-    from slml.jobs.job import job
-    from slml.jobs.runner import run_job
-    from slml.jobs.watch import MONITOR, project_file, watch_once
+    from slml.operations.loop import MONITOR, project_file, watch_once
+    from slml.runners.open import run_job
+    from slml.runs.job import job
 
     workspace = opened(on)
     if watch:
@@ -93,7 +92,7 @@ def decisions(
     """List what the loop has decided about a model. To undo a promotion: slml rollback MODEL.
 
     Example: `slml decisions taxi --last 5`"""
-    from slml.jobs.watch import decisions as decided
+    from slml.operations.decisions import decisions as decided
 
     found = list(decided(model, opened(on)))[::-1][:last]
     names = ["number", "at", "who", "decided", "then", "why"]
@@ -110,8 +109,8 @@ def clean(
     """Show what is older than the policy keeps: request logs, runs, versions of tables. With --yes, remove it.
 
     Example: `slml clean`, then `slml clean --yes`"""
-    from slml.jobs.retention import carry_out, old
     from slml.monitoring.policy import load_keep
+    from slml.operations.retention import carry_out, old
 
     workspace = opened(on)
     found = old(load_keep(policy), workspace)

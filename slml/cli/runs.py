@@ -15,8 +15,8 @@ from .app import Json, On, app, facts, opened, rows_table, show
 from ..workspace import Workspace
 
 if TYPE_CHECKING:
-    from slml.jobs.run import Run
-    from slml.jobs.runner import Runner
+    from slml.runners.runner import Runner
+    from slml.runs.run import Run
 
 # %% ../../nbs/cli/runs.ipynb #867df04a
 def run_facts(
@@ -44,7 +44,7 @@ def runs(
     """List what has run, the latest first.
 
     Example: `slml runs --last 5`"""
-    from slml.jobs.run import list_runs
+    from slml.runs.run import list_runs
 
     found = list_runs(Workspace())[::-1][:last]
     rows = [[r.id, r.job, r.status, f"{r.seconds:.1f}", r.user] for r in found]
@@ -59,7 +59,7 @@ def show_run(
     """Show one run: parameters, metrics, outputs, and where its notebook is.
 
     Example: `slml show 20230301-101500-123-train`"""
-    from slml.jobs.run import load_run
+    from slml.runs.run import load_run
 
     found = load_run(Workspace(), run)
     show(facts(run_facts(found)), asdict(found), as_json)
@@ -73,8 +73,8 @@ def held(
     workspace: Workspace,
 ) -> tuple["Run", "Runner"]:
     "A run, and the runner that it was given to. Raises `UsageError`."
-    from slml.jobs.run import load_run
-    from slml.jobs.runner import open_runner
+    from slml.runners.open import open_runner
+    from slml.runs.run import load_run
 
     found = load_run(workspace, id)
     return found, open_runner(workspace.model_copy(update={"runner": found.runner}))
@@ -99,7 +99,7 @@ def logs(
     """Print what a run has printed.
 
     Example: `slml logs 20230301-101500 --follow`"""
-    from slml.jobs.runner import follow as following
+    from slml.runners.open import follow as following
 
     found, runner = held(run, opened(on))
     for text in following(runner, found.id) if follow else [runner.logs(found.id)]:

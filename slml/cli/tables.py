@@ -32,7 +32,7 @@ def ingest(
     """Take files into a table, every row accounted for.
 
     Example: `slml ingest 'trips/2023-*.csv' trips --type 'at=timestamp %m/%d/%Y %H:%M'`"""
-    from slml.jobs.parameters import listed
+    from slml.runs.parameters import listed
     from slml.tables.ingest import ingest as take
 
     declared = pairs(types, "--type")
@@ -122,8 +122,8 @@ def infer_contract(
     """Propose a contract from what a table holds, to be read and corrected by a person.
 
     Example: `slml contract infer trips --target fare -o trips.contract.json`"""
-    from slml.jobs.parameters import listed
     from slml.quality.infer import infer
+    from slml.runs.parameters import listed
     from slml.tables.catalog import Catalog
     from slml.tables.engine import open_engine
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ..contract import Contract
 from .drift import LIMITS, Drift, Limits, drift
-from .performance import Expected, Performance, as_number, errors, performance
+from .performance import Expected, Performance, as_number, performance
 from ..quality.profile import Profile, as_type, kind_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from html import escape
 import numpy as np
 
 from .drift import ColumnDrift
+from .episodes import Watch, Window, told
 from .performance import Performance
-from .watch import Watch, Window, told
 from ..quality.profile import bars
 
 # %% ../../nbs/monitoring/report.ipynb #ae84c6bb

@@ -16,10 +16,8 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import pandas as pd
-import pyarrow as pa
 
 from ..contract import LETTERS, Contract, ParsesAs, Rule, terms
-from ..errors import ContractError
 from .rules import check_columns, prepare, raw_name, read_as, stored_types, violates
 from ..tables.catalog import Snapshot
 from ..tables.engine import Engine

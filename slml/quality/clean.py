@@ -15,7 +15,7 @@ import ibis.expr.types as ir
 from pydantic import BaseModel, ConfigDict
 
 from ..contract import LETTERS, Contract
-from ..errors import ContractError, LedgerError, TableError
+from ..errors import ContractError, LedgerError
 from .audit import COLOURS, Marked, bar, mark, suspicions, unnamed
 from .rules import raw_name
 from ..tables.catalog import Catalog, Snapshot

@@ -16,7 +16,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 
 import msgspec
 import numpy as np
-import onnx
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq

@@ -11,7 +11,7 @@ from bundles import by_hand
 from engine import free_port, wait_for_port
 from runtime import Runtime, event
 
-from slml.aws.service import COMMAND
+from slml.aws.service_template import COMMAND
 
 
 @pytest.fixture(scope="module")
