@@ -8,7 +8,7 @@ import pytest
 
 from slml.workspace import Workspace
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from support import REPOSITORY
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,12 @@ import time
 
 import image as images
 import pytest
-from bundles import by_hand
 from engine import free_port, wait_for_port
 from runtime import Runtime, event
 
 from slml.aws.service_template import COMMAND
+
+from support.bundles import by_hand
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import REPOSITORY
 
 from slml.cli import main
 from slml.errors import StorageError
 from slml.models.model import write_tensors
 from slml.tables.catalog import Catalog
 from slml.workspace import Workspace
+
+from support import REPOSITORY
 
 SLML = Path(sys.executable).parent / "slml"
 

@@ -29,8 +29,10 @@ from slml.taxi.rules import IN_MONTH, POINTS, contract
 from slml.taxi.trips import TIME
 from slml.workspace import Workspace
 
+from support import REPOSITORY
+
 KEY, FARE = ["OBJECTID", "ORIGINDATETIME_TR"], "FAREAMOUNT"
-TAXI = Path(__file__).resolve().parents[1] / "pipelines" / "taxi.yaml"
+TAXI = REPOSITORY / "pipelines" / "taxi.yaml"
 DAYS = 500  # requests of a day
 
 

@@ -25,7 +25,9 @@ from slml.serving.log import RequestLog, place
 from slml.tables.catalog import Catalog
 from slml.workspace import Workspace
 
-NOTEBOOK = str(Path(__file__).resolve().parents[1] / "nbs" / "jobs" / "monitor.ipynb")
+from support import REPOSITORY
+
+NOTEBOOK = str(REPOSITORY / "nbs" / "jobs" / "monitor.ipynb")
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 CONTRACT = Contract(
     name="rides",

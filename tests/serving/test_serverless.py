@@ -16,13 +16,11 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bundles import by_hand
 from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from cloud import cloudformation
 from cloud.runtime import Runtime, event
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
-from test_aws import ACCOUNT, BUCKET, REGION, filled, holds
 
 from slml.aws import service_deploy as deploy
 from slml.aws.changes import discard
@@ -37,6 +35,9 @@ from slml.registry.tracking import open_tracking
 from slml.serving import service as serving
 from slml.serving.predictor import Predictor
 from slml.workspace import Workspace
+
+from support.aws import ACCOUNT, BUCKET, REGION, filled, holds
+from support.bundles import by_hand
 
 ROOT = f"s3://{BUCKET}/taxi"
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/slml@sha256:{'a' * 64}"

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-import green
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +14,8 @@ from slml.monitoring.drift import LIMITS, drift
 from slml.monitoring.episodes import Watch, calmed, watch
 from slml.monitoring.report import report
 from slml.quality.profile import Profile, profile
+
+from support import green
 
 BEGINS = datetime(2023, 2, 15)  # when the planted faults do
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY
 
 from slml import audit, clean, infer, ingest, open_engine, sample, split
 from slml.errors import SettingsError, StorageError, TableError, UsageError
@@ -29,6 +28,8 @@ from slml.tables.catalog import Catalog
 from slml.training.fit import fit
 from slml.training.loader import Loader
 from slml.workspace import Workspace
+
+from support import REPOSITORY
 
 BUCKET = "lake"
 

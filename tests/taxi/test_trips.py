@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY
 
 from slml.contract import Contract
 from slml.errors import UsageError
@@ -24,6 +23,8 @@ from slml.taxi.dirt import KINDS
 from slml.taxi.rules import found_by
 from slml.taxi.trips import COLUMNS
 from slml.workspace import Workspace
+
+from support import REPOSITORY
 
 ROWS = 20_000
 

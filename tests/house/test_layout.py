@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+from support import REPOSITORY
 
 PACKAGE = REPOSITORY / "slml"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py" and p.read_text().strip())
@@ -178,3 +180,21 @@ def test_the_readme_is_its_notebook(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == (REPOSITORY / "README.md").read_text(), "run make readme"
     pictures = [{p.name for p in (top / "README_files").iterdir()} for top in (tmp_path, REPOSITORY)]
     assert pictures[0] == pictures[1], "run make readme"
+
+
+def test_ids_of_tests_are_the_same_in_every_process(tmp_path: Path) -> None:
+    """pytest-xdist refuses to start where an id holds a time, something random or an address in memory."""
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-o", "addopts="]
+    command += ["--import-mode=importlib"]
+    processes = []
+    for name in ("first", "second"):
+        one = subprocess.Popen(
+            [*command, f"--basetemp={tmp_path / name}"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+        processes.append(one)
+        time.sleep(1.1)  # the next second, in which gzip writes another header
+    first, second = (
+        [line for line in one.communicate(timeout=300)[0].splitlines() if "::" in line] for one in processes
+    )
+    assert len(first) > 1000
+    assert first == second

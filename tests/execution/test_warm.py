@@ -16,7 +16,7 @@ import nbformat
 import psutil
 import pytest
 
-from slml.execution import warm
+from slml.execution import warm, warm_server
 from slml.runners.local import LocalRunner
 from slml.runs.job import job
 from slml.runs.run import load_run
@@ -209,7 +209,7 @@ def test_a_copy_ends_with_its_caller(tmp_path: Path, light: dict) -> None:
     (tmp_path / "probe.py").write_text("import time; time.sleep(60)")
     caller = f"""
 import os, sys, time
-from slml.execution import warm
+from slml.execution import warm, warm_server
 process = warm.start([sys.executable, "-m", "probe"], {str(tmp_path)!r}, dict(os.environ))
 print(process.pid, flush=True)
 time.sleep(60)
@@ -266,7 +266,7 @@ def test_others_can_neither_ask_nor_answer(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_thread_is_a_reason_to_refuse() -> None:
-    source = "import threading, time\nfrom slml.execution.warm import threads\nbefore = threads()\n"
+    source = "import threading, time\nfrom slml.execution.warm_server import threads\nbefore = threads()\n"
     source += "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint(len(before), len(threads()))"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["0", "1"]
@@ -275,7 +275,7 @@ def test_a_thread_is_a_reason_to_refuse() -> None:
 def test_what_is_loaded_starts_no_threads_and_keeps_nothing_of_slml() -> None:
     source = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("warm", {warm.__file__!r})
+spec = importlib.util.spec_from_file_location("warm", {warm_server.__file__!r})
 warm = sys.modules["warm"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(warm)
 warm.load()

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from serving import CONTRACT, PLUS_ONE, TRIP, TWO_CLASSES, Client, Registry, make, trips, variant
 
 from slml.registry.bundle import Bundle
 from slml.serving import arrow
 from slml.serving.check import free_port, over_http, served
 from slml.serving.predictor import Predictor
 from slml.serving.service import ARROW, Service, Versions
+
+from support.services import CONTRACT, PLUS_ONE, TRIP, TWO_CLASSES, Client, Registry, make, trips, variant
 
 INPUTS = ["miles", "people", "zone", "lat", "lon", "began", "shared"]
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import torch
-from conftest import REPOSITORY
 
 from slml.contract import Category, Column, Contract, Numeric, TimeParts
 from slml.errors import ContractError, RegistryError, SlmlError, TableError
@@ -28,6 +27,8 @@ from slml.runs.job import job
 from slml.serving.batch import held, predict
 from slml.tables.catalog import Catalog, Snapshot
 from slml.workspace import Workspace
+
+from support import REPOSITORY
 
 NOTEBOOK = str(REPOSITORY / "nbs/jobs/predict.ipynb")
 LINEAGE = Lineage(snapshots={"train": "trips@5132"}, runs={"train": "a41f"}, seed=0)

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_fit import made, write_rows
 
 from slml.sampling.split import Part
 from slml.training.distributed import Group, joined
 from slml.training.fit import fit, predict
 from slml.training.loader import Loader, take
+
+from support import REPOSITORY
+from support.training import made, write_rows
 
 TOLERANCE = 1e-5  # relative, between one process and two: float32 numbers added up in another order
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
@@ -24,7 +26,7 @@ SETTINGS = {"epochs": 3, "learning_rate": 3e-3, "patience": 10**6, "progress": F
 HEAD = """
 import os, signal, sys
 from dataclasses import asdict
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 from test_distributed import *
 
 folder, rank = {folder!r}, int(os.environ["RANK"])
@@ -106,7 +108,7 @@ def trained(
 def start(folder: str, body: str) -> subprocess.Popen:
     "A program on two ranks."
     script = Path(folder, "program.py")
-    script.write_text(HEAD.format(tests=str(Path(__file__).parent), folder=folder) + body)
+    script.write_text(HEAD.format(tests=str(REPOSITORY / "tests"), folder=folder) + body)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -15,13 +15,14 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from serving import CONTRACT, TRIP, Client, make, trips
 
 from slml.registry.bundle import Bundle
 from slml.serving import arrow
 from slml.serving.check import served
 from slml.serving.predictor import Predictor
 from slml.serving.service import ARROW, Service, Versions
+
+from support.services import CONTRACT, TRIP, Client, make, trips
 
 BODY_SECONDS = 2.0
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY
 
 from slml import contract as c
 from slml.errors import TrainingError, UsageError
@@ -30,6 +29,8 @@ from slml.training.fit import fit
 from slml.training.loader import Loader
 from slml.training.tuning import Tuning, defaults, looks, space, tune
 from slml.workspace import Workspace
+
+from support import REPOSITORY
 
 EPOCHS = 4
 LIMITS = {"epochs": EPOCHS, "trials": 8, "progress": False}

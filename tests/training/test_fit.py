@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,49 +17,29 @@ from slml import contract as c
 from slml.errors import TrainingError
 from slml.features.encoder import Encoder
 from slml.models.model import build
-from slml.sampling.split import Part
 from slml.training.fit import batch_size, fit, predict
 from slml.training.loader import Loader
 from slml.training.metrics import measure
 
-RULES = c.Contract(
-    name="waves",
-    columns=[c.Column(name=name, type="float") for name in ("x", "z", "y")],
-    target="y",
-    task="regression",
-    features=[c.Numeric(column="x"), c.Numeric(column="z")],
-)
+from support import REPOSITORY
+from support.training import made, write_rows
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_fit import *
+from support.training import made
+
+from slml.training.fit import fit
 model, train, valid = made({folder!r})
 fit(model, train, valid, epochs={epochs}, checkpoint={folder!r} + "/checkpoint.pt", checkpoint_steps=3, progress=False)
 print("finished")
 """
 
 
-def write_rows(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name, rows in (("train", 2000), ("valid", 500)):
-        x, z = rng.normal(size=(2, rows))
-        pq.write_table(
-            pa.table({"x": x, "z": z, "y": np.sin(2 * x) + z**2}), folder / f"{name}.parquet", row_group_size=300
-        )
-
-
 @pytest.fixture
 def folder(tmp_path) -> str:
     write_rows(tmp_path)
     return str(tmp_path)
-
-
-def made(folder: str, kind: type[Loader] = Loader) -> tuple:
-    "A small model and loaders over the files, the same at every call."
-    rows = pq.read_table(f"{folder}/train.parquet")
-    encoder = Encoder.fit(rows, RULES)
-    model = build(RULES, encoder, encoder(rows), width=32, dropout=0.2, seed=1)
-    return model, *(kind([f"{folder}/{name}.parquet"], Part(), encoder, 128) for name in ("train", "valid"))
 
 
 def same(one: torch.nn.Module, two: torch.nn.Module) -> bool:
@@ -121,7 +100,7 @@ def test_going_on_after_a_kill_gives_the_same_weights(folder, steps):
 
 
 def test_sigterm_saves_the_checkpoint_and_ends_the_process(folder):
-    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=folder, epochs=100_000)
+    script = SCRIPT.format(tests=str(REPOSITORY / "tests"), folder=folder, epochs=100_000)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     checkpoint = Path(folder, "checkpoint.pt")
     try:

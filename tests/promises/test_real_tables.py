@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import REPOSITORY
-
 from slml.contract import Between, Category, Column, Contract, Numeric, TimeParts
+
+from support import REPOSITORY
 
 SLML = Path(sys.executable).parent / "slml"
 ADULT = (

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import green
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,6 +17,8 @@ from slml.quality.profile import MOST_BINS, MOST_CATEGORIES, Profile, merge, pro
 from slml.tables.catalog import Catalog
 from slml.tables.engine import open_engine
 from slml.workspace import Workspace
+
+from support import green
 
 CONTRACT = Contract(
     name="t",
