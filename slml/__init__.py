@@ -27,8 +27,8 @@ NAMES = {
     "clean": "quality.clean",
     "split": "sampling.split",
     "sample": "sampling.sample",
-    "parameters": "jobs.parameters",
-    "record": "jobs.record",
+    "parameters": "runs.parameters",
+    "record": "runs.record",
 }
 
 

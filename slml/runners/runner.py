@@ -14,7 +14,6 @@ from typing import Protocol
 
 from ..runs.job import Job, commit, fingerprint
 from ..runs.run import Reason, Run, new_run, save_run
-
 from ..storage import read_text, write_text
 from ..workspace import Workspace
 

@@ -9,7 +9,6 @@ __all__ = ['settings', 'checkpoints', 'machine', 'kernel_environment']
 import os
 
 from .run import Run
-
 from ..workspace import Workspace
 
 # %% ../../nbs/runs/environment.ipynb #9563dc18

@@ -8,9 +8,8 @@ __all__ = ['FARGATE', 'kind', 'fargate_size']
 # %% ../../nbs/runs/machines.ipynb #ba82d868
 import math
 
-from .resources import Resources
-
 from ..errors import SubmissionError
+from .resources import Resources
 
 # %% ../../nbs/runs/machines.ipynb #8c6951c5
 def kind(resources: Resources) -> str:  # cpu, gpu or nodes

@@ -9,10 +9,9 @@ __all__ = ['REFERENCE', 'references', 'resolve', 'refer', 'lookup']
 import re
 from collections.abc import Iterator, Mapping
 
+from ..errors import PipelineError, closest
 from .parameters import Value
 from .run import Run
-
-from ..errors import PipelineError, closest
 
 # %% ../../nbs/runs/references.ipynb #d17817a2
 REFERENCE = re.compile(r"\$\{([^{}]*)\}")

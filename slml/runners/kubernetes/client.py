@@ -14,10 +14,10 @@ from functools import cached_property
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
-from .manifest import JOB
 from urllib3.exceptions import HTTPError
 
 from ...errors import CloudError, SlmlError, StorageError
+from .manifest import JOB
 
 # %% ../../../nbs/runners/kubernetes/client.ipynb #afccc81e
 @contextmanager
