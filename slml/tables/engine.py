@@ -6,16 +6,14 @@
 __all__ = ['ENGINES', 'Engine', 'open_engine']
 
 # %% ../../nbs/tables/engine.ipynb #59ac1bfc
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import gettempdir
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 import ibis
 import pyarrow as pa
 
-from ..errors import SettingsError, closest
+from ..implementations import load_implementation
 from .catalog import Snapshot
 from ..workspace import Workspace
 
@@ -74,25 +72,11 @@ class Engine(Protocol):
     ) -> None: ...
 
 # %% ../../nbs/tables/engine.ipynb #035777eb
-def _duckdb(workspace: Workspace) -> Engine:
-    from slml.tables.duckdb import DuckDBEngine
-
-    place = gettempdir() if "://" in workspace.root else workspace.root
-    return DuckDBEngine(workspace.memory, workspace.cores, Path(place, "scratch"))
-
-
-ENGINES: dict[str, Callable[[Workspace], Engine]] = {"duckdb": _duckdb}
+ENGINES = {"duckdb": "slml.tables.duckdb:open_duckdb"}  # name -> what opens one, given the workspace
 
 # %% ../../nbs/tables/engine.ipynb #1e46655b
 def open_engine(
-    workspace: Workspace,  # its `engine` names one of ENGINES
+    workspace: Workspace,  # its `engine` names one of ENGINES or one that an installed package brings
 ) -> Engine:
     "The engine of a workspace, to be closed after use. Raises `SettingsError` for an unknown one."
-    if workspace.engine not in ENGINES:
-        raise SettingsError(
-            f"There is no engine '{workspace.engine}'.",
-            expected=f"one of: {', '.join(ENGINES)}",
-            came=workspace.engine,
-            todo=closest(workspace.engine, ENGINES) or "correct the setting `engine`.",
-        )
-    return ENGINES[workspace.engine](workspace)
+    return load_implementation("engine", workspace.engine, ENGINES)(workspace)

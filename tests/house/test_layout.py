@@ -19,9 +19,9 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py" and 
 
 # The layers, from the ground up; a module imports only from its own package or one in a row before it.
 LAYERS = [
-    "errors", "workspace", "storage", "display", "tables", "contract", "quality", "sampling", "features", "models",
-    "training", "registry", "serving", "monitoring", "runs", "execution", "costs", "runners", "pipelines", "operations",
-    "aws", "cli", "lab", "jobs", "taxi",
+    "errors", "implementations", "display", "workspace", "storage", "tables", "contract", "quality", "sampling",
+    "features", "models", "training", "registry", "serving", "monitoring", "runs", "execution", "costs", "runners",
+    "pipelines", "operations", "aws", "cli", "lab", "jobs", "taxi",
 ]  # fmt: skip
 # What a package may not import, beyond the order of the layers.
 FORBIDDEN = {"runs": {"training"}, "execution": {"training"}, "runners": {"training"}, "taxi": {"cli"}}
