@@ -17,11 +17,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from slml import Catalog, Workspace, clean, ingest, open_engine, sample
+from slml import Catalog, Workspace, clean, open_engine, sample
 from slml.contract import Contract, Numeric
 from slml.features.encoder import Encoder
 from slml.registry.bundle import Bundle, Lineage
 from slml.tables.catalog import Snapshot
+from slml.tables.ingest import ingest_files
 from slml.taxi import contract, generate
 
 PLAIN = [Numeric(column=name) for name in ("ORIGIN_BLOCK_LATITUDE", "ORIGIN_BLOCK_LONGITUDE")]
@@ -102,7 +103,7 @@ def main() -> None:
         workspace = Workspace(root=root, project="bench")
         catalog = Catalog(workspace)
         generate(Path(folder, "trips"), given.rows)
-        ingest(f"{folder}/trips/*.txt", "raw", workspace)
+        ingest_files(f"{folder}/trips/*.txt", "raw", workspace)
         with open_engine(workspace) as engine:
             clean(catalog.snapshot("raw"), taxi, catalog, engine, kept="kept", quarantine="out")
             rows = engine.read(sample(catalog.snapshot("kept"), engine, rows=10_000))

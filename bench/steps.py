@@ -17,8 +17,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from slml import Catalog, Workspace, audit, clean, ingest, open_engine, sample, split
+from slml import Catalog, Workspace, audit, clean, open_engine, sample, split
 from slml.features.encoder import Encoder
+from slml.tables.ingest import ingest_files
 from slml.taxi import contract, generate
 from slml.training.loader import Loader
 
@@ -43,7 +44,7 @@ def measure(rows: int, folder: Path) -> Table:
     workspace, taxi = Workspace(root=str(folder / "slml"), project="bench"), contract()
     made = step("generate", lambda: generate(folder / "trips", rows))
     files = [str(file) for file in made.files]
-    step("ingest", lambda: ingest(f"{folder}/trips/*.txt", "raw", workspace))
+    step("ingest", lambda: ingest_files(f"{folder}/trips/*.txt", "raw", workspace))
     step("  DuckDB read_csv to Parquet", lambda: to_parquet(files, folder / "peer.parquet"))
     catalog = Catalog(workspace)
     with open_engine(workspace) as engine:

@@ -20,7 +20,6 @@ NAMES = {
     "Workspace": "workspace",
     "Catalog": "tables.catalog",
     "open_engine": "tables.engine",
-    "ingest": "tables.ingest",
     "Contract": "contract",
     "infer": "quality.infer",
     "audit": "quality.audit",

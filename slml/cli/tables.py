@@ -33,10 +33,10 @@ def ingest(
 
     Example: `slml ingest 'trips/2023-*.csv' trips --type 'at=timestamp %m/%d/%Y %H:%M'`"""
     from slml.runs.parameters import listed
-    from slml.tables.ingest import ingest as take
+    from slml.tables.ingest import ingest_files
 
     declared = pairs(types, "--type")
-    report = take(
+    report = ingest_files(
         source,
         table,
         opened(on),

@@ -20,7 +20,8 @@ import pandas as pd
 from ..contract import LETTERS, Contract, ParsesAs, Rule, terms
 from .rules import check_columns, prepare, raw_name, read_as, stored_types, violates
 from ..tables.catalog import Snapshot
-from ..tables.engine import Engine
+from ..tables.engine import Engine, use_engine
+from ..workspace import Workspace
 
 # %% ../../nbs/quality/audit.ipynb #74e4fb2c
 @dataclass(frozen=True)
@@ -140,13 +141,16 @@ class Audit:
 def audit(
     snapshot: Snapshot,
     contract: Contract,
-    engine: Engine,
+    engine: Engine | None = None,  # by default one is opened for this call
     references: Mapping[str, ir.Table] = {},  # name -> table for rules of kind Equals
+    *,
+    workspace: Workspace | None = None,  # whose engine is opened
 ) -> Audit:
     "All rules over the snapshot in one query; raises ContractError where contract and table do not fit."
-    marked = mark(snapshot, contract, engine, references)
     context = [n for n in (*contract.key, contract.time, contract.target) if n]
-    answer = engine.read(_question(marked, context)).to_pylist()[0]
+    with use_engine(engine, workspace) as engine:
+        marked = mark(snapshot, contract, engine, references)
+        answer = engine.read(_question(marked, context)).to_pylist()[0]
     rows, counts = answer["rows"], [answer[f"count {i}"] or 0 for i in range(len(marked.rules))]
     findings = tuple(
         Finding(rule, counts[i], counts[i] / rows if rows else 0.0, _frame(answer[f"least {i}"], answer[f"most {i}"]))

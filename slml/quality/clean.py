@@ -19,8 +19,9 @@ from ..errors import ContractError, LedgerError
 from .audit import COLOURS, Marked, bar, mark, suspicions, unnamed
 from .rules import raw_name
 from ..tables.catalog import Catalog, Snapshot
-from ..tables.engine import Engine
+from ..tables.engine import Engine, use_engine
 from ..tables.rowhash import ROW_HASH
+from ..workspace import Workspace
 
 # %% ../../nbs/quality/clean.ipynb #ea586040
 class Ledger(BaseModel):
@@ -81,30 +82,36 @@ def quarantined_rows(marked: Marked) -> ir.Table:
 def clean(
     snapshot: Snapshot,
     contract: Contract,
-    catalog: Catalog,
-    engine: Engine,
-    kept: str,  # table for the rows that keep the contract
-    quarantine: str,  # table for those that do not
+    catalog: Catalog | None = None,  # by default the one of the current folder's workspace
+    engine: Engine | None = None,  # by default one is opened for this call
+    kept: str = "",  # table for the rows that keep the contract; empty: the snapshot's table and _kept
+    quarantine: str = "",  # table for those that do not; empty: the snapshot's table and _quarantine
     references: Mapping[str, ir.Table] = {},  # name -> table for rules of kind Equals
+    *,
+    workspace: Workspace | None = None,  # whose catalog and engine are opened
 ) -> Ledger:
     "Separates the rows into two tables; raises ContractError, TableError or LedgerError, and then keeps nothing."
+    kept, quarantine = kept or f"{snapshot.table}_kept", quarantine or f"{snapshot.table}_quarantine"
     if len({kept, quarantine, snapshot.table}) < 3:
         raise ContractError(
             "Cleaning needs three different tables.",
             came=f"{snapshot.table}, {kept}, {quarantine}",
             todo="give the kept rows and the quarantine names of their own.",
         )
-    marked = mark(snapshot, contract, engine, references)
+    catalog = catalog or Catalog(workspace)
     origin = {"source": snapshot.ref, "contract": contract.name}
-    undo = [_undo(catalog, name) for name in (kept, quarantine)]
-    try:
-        out = catalog.table(quarantine).replace(engine.batches(quarantined_rows(marked)), origin)
-        clean_rows = catalog.table(kept).replace(engine.batches(kept_rows(marked, contract, engine)), origin)
-        return _ledger(snapshot, marked, clean_rows, out, engine)
-    except BaseException:
-        for step in undo:
-            step()
-        raise
+    with use_engine(engine, workspace) as engine:
+        marked = mark(snapshot, contract, engine, references)
+        undo = [_undo(catalog, name) for name in (kept, quarantine)]
+        try:
+            out = catalog.table(quarantine).replace(engine.batches(quarantined_rows(marked)), origin)
+            origin |= {"quarantine": out.ref}
+            clean_rows = catalog.table(kept).replace(engine.batches(kept_rows(marked, contract, engine)), origin)
+            return _ledger(snapshot, marked, clean_rows, out, engine)
+        except BaseException:
+            for step in undo:
+                step()
+            raise
 
 # %% ../../nbs/quality/clean.ipynb #6cb7b3c6
 def _undo(catalog: Catalog, name: str) -> Callable[[], None]:

@@ -32,7 +32,8 @@ from slml.contract import (
 from ..errors import ContractError, closest
 from .rules import is_there, read_as, stored_types
 from ..tables.catalog import Snapshot
-from ..tables.engine import Engine
+from ..tables.engine import Engine, use_engine
+from ..workspace import Workspace
 
 # %% ../../nbs/quality/infer.ipynb #186b05c5
 MOSTLY = 0.95  # share of the texts that must read as a type for the column to get it
@@ -373,27 +374,29 @@ def feature_of(column: Column, seen: Seen, rows: int) -> tuple[AnyFeature | None
 # %% ../../nbs/quality/infer.ipynb #7f536e1e
 def infer(
     snapshot: Snapshot,
-    engine: Engine,
+    engine: Engine | None = None,  # by default one is opened for this call
     *,
     target: str = "",  # column to predict
     key: Sequence[str] = (),  # columns that name a row; found if there is one
     time: str = "",  # column that says when; the first time column by default
     task: str = "",  # regression, binary or multiclass; by the target's values by default
+    workspace: Workspace | None = None,  # whose engine is opened
 ) -> Contract:
     "A contract for a table that has none, with notes on what was assumed; raises ContractError for an unfit target."
-    table = engine.table(snapshot)
-    rows, seen = look(table, engine)
-    _check_given(snapshot, key, time)
-    if target:
-        check_target(target, rows, seen, table.columns)
-    columns, notes = _columns(table, rows, seen, target)
-    sample = sample_of(table, rows, columns, engine)
-    given = tuple(key) or find_key(rows, columns, seen, consecutive(sample, rows, columns))
-    of = {c.name: c for c in columns}
-    task, more = task_of(of[target], seen[target], task) if target else (task, ())
-    leaks, warned = _leaks(sample, columns, target, task, given)
-    features, left = _features(columns, seen, rows, {target, *given, *leaks})
-    rules, ruled = _rules(sample, columns, table, engine, rows, target, given)
+    with use_engine(engine, workspace) as engine:
+        table = engine.table(snapshot)
+        rows, seen = look(table, engine)
+        _check_given(snapshot, key, time)
+        if target:
+            check_target(target, rows, seen, table.columns)
+        columns, notes = _columns(table, rows, seen, target)
+        sample = sample_of(table, rows, columns, engine)
+        given = tuple(key) or find_key(rows, columns, seen, consecutive(sample, rows, columns))
+        of = {c.name: c for c in columns}
+        task, more = task_of(of[target], seen[target], task) if target else (task, ())
+        leaks, warned = _leaks(sample, columns, target, task, given)
+        features, left = _features(columns, seen, rows, {target, *given, *leaks})
+        rules, ruled = _rules(sample, columns, table, engine, rows, target, given)
     times = [c.name for c in columns if c.type in ("date", "timestamp") and c.name != target]
     keyed = () if key or not given else (f"'{given[0]}' is unique and looks like an id: taken for the key.",)
     return Contract(

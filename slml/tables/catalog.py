@@ -191,7 +191,11 @@ def _open(workspace: Workspace) -> IcebergCatalog:
 class Catalog:
     "The tables of a workspace. Raises `StorageError` where its root cannot be written, `TableError`, `SettingsError`."
 
-    def __init__(self, workspace: Workspace):
+    def __init__(
+        self,
+        workspace: Workspace | None = None,  # by default the one of the current folder
+    ):
+        workspace = workspace or Workspace()
         self.namespace = workspace.project
         if "://" not in workspace.root:
             try:

@@ -17,12 +17,13 @@ from urllib.error import HTTPError
 import pyarrow as pa
 import pytest
 
-from slml import Catalog, Workspace, clean, ingest, open_engine, sample, split
+from slml import Catalog, Workspace, clean, open_engine, sample, split
 from slml.features.encoder import Encoder
 from slml.models.model import build
 from slml.registry.bundle import Bundle, Lineage
 from slml.registry.export import export, profile_of
 from slml.serving.page import HEADERS
+from slml.tables.ingest import ingest_files
 from slml.taxi import contract, generate
 from slml.training.baselines import baselines
 from slml.training.fit import fit, predict
@@ -53,7 +54,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("taxi")
     ws = Workspace(root=f"{folder}/slml", project="taxi")
     generate(folder / "trips", rows=20_000, seed=0)
-    ingest(f"{folder}/trips/*.txt", "trips", ws)
+    ingest_files(f"{folder}/trips/*.txt", "trips", ws)
     catalog, engine, taxi = Catalog(ws), open_engine(ws), contract()
     clean(catalog.snapshot("trips"), taxi, catalog, engine, kept="trips_kept", quarantine="trips_out")
     snapshot = catalog.snapshot("trips_kept")

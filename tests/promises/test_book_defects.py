@@ -14,7 +14,7 @@ from slml.quality.audit import audit
 from slml.quality.clean import clean
 from slml.tables.catalog import Catalog, Snapshot
 from slml.tables.engine import Engine, open_engine
-from slml.tables.ingest import IngestReport, ingest
+from slml.tables.ingest import IngestReport, ingest_files
 from slml.taxi import contract, generate
 from slml.workspace import Workspace
 
@@ -43,7 +43,7 @@ def engine(workspace: Workspace):
 @pytest.fixture(scope="module")
 def as_text(month: str, workspace: Workspace) -> IngestReport:
     """The month stored without any types declared."""
-    return ingest(month, "trips", workspace)
+    return ingest_files(month, "trips", workspace)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def stored(as_text: IngestReport, workspace: Workspace) -> Snapshot:
 @pytest.fixture(scope="module")
 def misread(month: str, workspace: Workspace) -> IngestReport:
     """The month stored with its times declared day first."""
-    return ingest(month, "misread", workspace, types=dict.fromkeys(TIMES, f"timestamp {WRONG}"))
+    return ingest_files(month, "misread", workspace, types=dict.fromkeys(TIMES, f"timestamp {WRONG}"))
 
 
 def with_format(format: str):
@@ -119,12 +119,12 @@ def test_own_output_is_not_read_back(stored: Snapshot, workspace: Workspace, eng
     folder, kept = str(Path(stored.files[0]).parent), catalog.table("kept").location
     for source in (*stored.files, folder, f"{kept}/**/*.parquet"):
         with pytest.raises(UsageError):
-            ingest(source.removeprefix("file://"), "trips", workspace)
+            ingest_files(source.removeprefix("file://"), "trips", workspace)
     assert catalog.snapshot("trips").id == before.id
 
 
 def test_the_same_file_is_not_taken_twice(month: str, as_text: IngestReport, workspace: Workspace) -> None:
-    again = ingest(month, "trips", workspace)
+    again = ingest_files(month, "trips", workspace)
     assert again.stored == 0
     assert len(again.skipped) == 1
     assert Catalog(workspace).snapshot("trips").rows == as_text.stored

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from slml import audit, clean, infer, ingest, open_engine, sample, split
+from slml import audit, clean, infer, open_engine, sample, split
 from slml.errors import SettingsError, StorageError, TableError, UsageError
 from slml.features.encoder import Encoder
 from slml.models.model import build
@@ -25,6 +25,7 @@ from slml.registry.gate import Audited
 from slml.registry.versions import load, promote, register
 from slml.storage import expand, filesystem, from_service, open_atomic, read_text, write_text
 from slml.tables.catalog import Catalog
+from slml.tables.ingest import ingest_files
 from slml.training.fit import fit
 from slml.training.loader import Loader
 from slml.workspace import Workspace
@@ -95,7 +96,7 @@ def files_of(workspace: Workspace) -> list[str]:
 def test_from_a_file_to_a_champion(workspace, tmp_path):
     pa.csv.write_csv(rows(600), tmp_path / "trips.csv")
     write_text(workspace.uri("landing", "trips.csv"), (tmp_path / "trips.csv").read_text())
-    report = ingest(workspace.uri("landing", "trips.csv"), "trips", workspace)
+    report = ingest_files(workspace.uri("landing", "trips.csv"), "trips", workspace)
     assert report.rows == report.stored == 600
 
     catalog, engine = Catalog(workspace), open_engine(workspace)

@@ -12,7 +12,7 @@ import pytest
 
 from slml.errors import IngestError, LedgerError, UsageError
 from slml.tables.catalog import Catalog
-from slml.tables.ingest import IngestReport, ingest
+from slml.tables.ingest import IngestReport, ingest_files
 from slml.workspace import Workspace
 
 TRIPS = "id,fare,when\n1,2.5,2023-01-01 10:00\n2,3,2023-01-01 11:30\n"
@@ -32,7 +32,7 @@ def put(path: Path, text: str | bytes) -> str:
 def take(
     tmp_path: Path, workspace: Workspace, text: str | bytes, table: str = "trips", **options: object
 ) -> IngestReport:
-    return ingest(put(tmp_path / f"{table}.csv", text), table, workspace, **options)
+    return ingest_files(put(tmp_path / f"{table}.csv", text), table, workspace, **options)
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "txt", "csv.gz", "zip", "jsonl", "parquet"])
@@ -55,7 +55,7 @@ def test_all_kinds_give_the_same_table(tmp_path, workspace, ending):
         }
         data = text.get(ending, TRIPS).encode()
         put(path, gzip.compress(data) if ending.endswith("gz") else data)
-    report = ingest(str(path), "trips", workspace)
+    report = ingest_files(str(path), "trips", workspace)
     assert (report.rows, report.stored, report.rejected) == (2, 2, 0)
     assert report.types == {"id": "int", "fare": "float", "when": "timestamp"}
     assert rows(workspace, "trips").to_pydict() == table
@@ -130,7 +130,7 @@ def test_mixed_orders_lose_no_row(tmp_path, workspace):
 def test_zones_become_utc(tmp_path, workspace):
     put(tmp_path / "in" / "a.csv", "when,n\n2013-03-27 03:35:00 UTC,1\n")
     put(tmp_path / "in" / "b.csv", "when,n\n2013-03-27 03:35:00+00:00,2.0\n2013-03-27 03:35:00-05:00,\n")
-    report = ingest(str(tmp_path / "in"), "trips", workspace)
+    report = ingest_files(str(tmp_path / "in"), "trips", workspace)
     assert report.types == {"when": "timestamp", "n": "float"}
     assert [when.hour for when in rows(workspace, "trips")["when"].to_pylist()] == [3, 3, 8]
     assert any("UTC" in note for note in report.notes)
@@ -159,14 +159,14 @@ def test_blanks_and_question_marks(tmp_path, workspace):
 def test_the_same_content_is_taken_once(tmp_path, workspace):
     put(tmp_path / "in" / "a.csv", TRIPS)
     put(tmp_path / "in" / "b.csv", TRIPS)
-    report = ingest(str(tmp_path / "in"), "trips", workspace)
+    report = ingest_files(str(tmp_path / "in"), "trips", workspace)
     assert report.rows == 2
     assert any("same content" in note for note in report.notes)
     put(tmp_path / "in" / "c.csv", TRIPS.replace("2.5", "9.5"))
-    report = ingest(str(tmp_path / "in" / "*.csv"), "trips", workspace)
+    report = ingest_files(str(tmp_path / "in" / "*.csv"), "trips", workspace)
     assert (report.stored, len(report.skipped), len(rows(workspace, "trips"))) == (2, 2, 4)
     with pytest.raises(UsageError, match="in the table already"):
-        ingest(str(tmp_path / "in"), "trips", workspace, duplicates="refuse")
+        ingest_files(str(tmp_path / "in"), "trips", workspace, duplicates="refuse")
 
 
 def test_files_are_known_after_expiry_and_unknown_after_rollback(tmp_path, workspace):
@@ -174,11 +174,11 @@ def test_files_are_known_after_expiry_and_unknown_after_rollback(tmp_path, works
     table = Catalog(workspace).table("trips")
     first = table.snapshot().id
     second = put(tmp_path / "second.csv", TRIPS.replace("2.5", "9.5"))
-    ingest(second, "trips", workspace)
+    ingest_files(second, "trips", workspace)
     table.rollback(first)
-    assert ingest(second, "trips", workspace).stored == 2
+    assert ingest_files(second, "trips", workspace).stored == 2
     table.expire(1)
-    assert ingest(str(tmp_path / "trips.csv"), "trips", workspace).skipped
+    assert ingest_files(str(tmp_path / "trips.csv"), "trips", workspace).skipped
     assert len(rows(workspace, "trips")) == 4
 
 
@@ -187,21 +187,25 @@ def test_own_output_is_refused(tmp_path, workspace):
     take(tmp_path, workspace, TRIPS)
     for source in (f"{workspace.root}/warehouse", f"{workspace.root}/**/*.parquet"):
         with pytest.raises(UsageError, match="output of slml itself"):
-            ingest(source, "trips", workspace)
+            ingest_files(source, "trips", workspace)
     (tmp_path / "link").symlink_to(f"{workspace.root}/warehouse")
     with pytest.raises(UsageError, match="output of slml itself"):
-        ingest(str(tmp_path / "link" / "**" / "*.parquet"), "trips", workspace)
+        ingest_files(str(tmp_path / "link" / "**" / "*.parquet"), "trips", workspace)
 
 
 def test_a_table_keeps_its_types(tmp_path, workspace):
     take(tmp_path, workspace, "id,fare,when\n1,2,13/01/2023\n")
-    report = ingest(put(tmp_path / "b.csv", "when,id,fare\n02/03/2023,2,2.5\n02/03/2023,3,7\n"), "trips", workspace)
+    report = ingest_files(
+        put(tmp_path / "b.csv", "when,id,fare\n02/03/2023,2,2.5\n02/03/2023,3,7\n"), "trips", workspace
+    )
     assert (report.stored, report.rejected) == (1, 1)  # 2.5 is no int
     assert rows(workspace, "trips")["when"].to_pylist() == [date(2023, 1, 13), date(2023, 3, 2)]
     with pytest.raises(UsageError, match="cannot become text"):
-        ingest(put(tmp_path / "c.csv", "id,fare,when\n5,1,13/01/2023\n"), "trips", workspace, types={"fare": "text"})
+        ingest_files(
+            put(tmp_path / "c.csv", "id,fare,when\n5,1,13/01/2023\n"), "trips", workspace, types={"fare": "text"}
+        )
     with pytest.raises(IngestError, match="lacks fare"):
-        ingest(put(tmp_path / "d.csv", "id,when\n5,13/01/2023\n"), "trips", workspace)
+        ingest_files(put(tmp_path / "d.csv", "id,when\n5,13/01/2023\n"), "trips", workspace)
 
 
 def test_column_names_become_unique(tmp_path, workspace):
@@ -277,7 +281,7 @@ def test_parquet_types_are_brought_to_the_six(tmp_path, workspace):
         }
     )
     pq.write_table(table, tmp_path / "odd.parquet")
-    report = ingest(str(tmp_path / "odd.parquet"), "odd", workspace)
+    report = ingest_files(str(tmp_path / "odd.parquet"), "odd", workspace)
     assert list(report.types.values()) == ["int", "float", "text", "timestamp", "text", "text", "float", "text"]
     stored = rows(workspace, "odd").to_pydict()
     assert stored["many"] == ["[1,2]", None]
@@ -288,7 +292,7 @@ def test_parquet_types_are_brought_to_the_six(tmp_path, workspace):
 
 def test_parquet_with_declared_types(tmp_path, workspace):
     pq.write_table(pa.table({"id": ["1", "x", None]}), tmp_path / "ids.parquet")
-    report = ingest(str(tmp_path / "ids.parquet"), "ids", workspace, types={"id": "int"})
+    report = ingest_files(str(tmp_path / "ids.parquet"), "ids", workspace, types={"id": "int"})
     assert (report.stored, report.rejected) == (2, 1)
     assert rows(workspace, "ids__rejects").to_pylist()[0]["raw"] == '{"id": "x"}'
 
@@ -307,7 +311,7 @@ REAL = {  # source: rows, some types
 
 @pytest.mark.parametrize("source", REAL)
 def test_real_files(shared_data, workspace, source):
-    report = ingest(str(shared_data / source), "real", workspace)
+    report = ingest_files(str(shared_data / source), "real", workspace)
     expected, types = REAL[source]
     assert report.rows == report.stored == expected == Catalog(workspace).snapshot("real").rows
     assert types.items() <= report.types.items()

@@ -15,7 +15,7 @@ import pytest
 
 from slml.errors import IngestError, SlmlError, StorageError, UsageError
 from slml.tables.catalog import Catalog, Table
-from slml.tables.ingest import ingest
+from slml.tables.ingest import ingest_files
 from slml.workspace import Workspace
 
 TRIPS = "id,fare\n1,2.5\n2,x\n3,3.5\n"
@@ -36,7 +36,7 @@ def rows(workspace: Workspace, name: str) -> list[dict]:
 def refused(source: str, workspace: Workspace, **options: object) -> str:
     """The message of the error that this ingest must end with; no table may be there afterwards."""
     with pytest.raises((IngestError, UsageError)) as caught:
-        ingest(source, "bad", workspace, **options)
+        ingest_files(source, "bad", workspace, **options)
     assert not Catalog(workspace).tables()
     return str(caught.value)
 
@@ -105,7 +105,7 @@ def test_zip_archives(tmp_path, workspace):
         archive.writestr("january.csv", "id,fare\n1,2\n")
         archive.writestr("february.csv", "fare,id\n3,2\n4,5,6\n")
         archive.writestr("__MACOSX/._january.csv", b"\0\1")
-    report = ingest(str(tmp_path / "two.zip"), "two", workspace)
+    report = ingest_files(str(tmp_path / "two.zip"), "two", workspace)
     assert (report.rows, report.stored, report.rejected) == (3, 2, 1)
     assert rows(workspace, "two__rejects")[0]["file"].endswith("two.zip!february.csv")
 
@@ -120,7 +120,7 @@ def test_damaged_zip_member(tmp_path, workspace):
 
 def test_broken_quote(tmp_path, workspace):
     text = 'id,note\n1,"fine"\n2,"never closed\n' + "".join(f'{i},"fine"\n' for i in range(3, 2000))
-    report = ingest(put(tmp_path / "quote.csv", text), "quote", workspace)
+    report = ingest_files(put(tmp_path / "quote.csv", text), "quote", workspace)
     assert (report.rows, report.stored, report.rejected) == (1999, 1998, 1)
     reject = rows(workspace, "quote__rejects")[0]
     assert (reject["line"], reject["raw"], reject["reason"]) == (
@@ -132,7 +132,7 @@ def test_broken_quote(tmp_path, workspace):
 
 def test_json_lines(tmp_path, workspace):
     text = '{"a": 1, "b": {"c": [2]}}\n[1, 2]\nnot json\n\n{"a": 2.5, "d.e": "x"}'
-    report = ingest(put(tmp_path / "odd.jsonl", text), "odd", workspace)
+    report = ingest_files(put(tmp_path / "odd.jsonl", text), "odd", workspace)
     assert (report.rows, report.stored, report.rejected) == (4, 2, 2)
     assert rows(workspace, "odd") == [{"a": 1.0, "b": '{"c":[2]}', "d.e": None}, {"a": 2.5, "b": None, "d.e": "x"}]
     assert [r["line"] for r in rows(workspace, "odd__rejects")] == [2, 3]
@@ -144,7 +144,7 @@ def test_json_array_is_refused(tmp_path, workspace):
 
 def test_damaged_letters(tmp_path, workspace):
     text = "id,street\n1,Straße\n".encode() + b"2,Stra\xdfe\n"
-    report = ingest(put(tmp_path / "mixed.csv", text), "mixed", workspace)
+    report = ingest_files(put(tmp_path / "mixed.csv", text), "mixed", workspace)
     assert (report.rows, report.stored, report.rejected) == (2, 1, 1)
     assert rows(workspace, "mixed__rejects")[0]["reason"] == "not UTF-8"
 
@@ -180,7 +180,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, workspace, monkeypatch):
 
     monkeypatch.setattr(module, "_plan", changing)
     with pytest.raises(SlmlError, match="do not add up"):
-        ingest(path, "trips", workspace)
+        ingest_files(path, "trips", workspace)
     assert not Catalog(workspace).tables()
 
 
@@ -208,17 +208,17 @@ class Interrupting:
 def test_interrupt_at_any_step(tmp_path, workspace, monkeypatch):
     """Ctrl-C while reading: everything is as before, and the next run works."""
     catalog = Catalog(workspace)
-    ingest(put(tmp_path / "0.csv", TRIPS), "trips", workspace, types=FLOAT)
+    ingest_files(put(tmp_path / "0.csv", TRIPS), "trips", workspace, types=FLOAT)
     for step in range(1, 8):
         path = put(tmp_path / f"{step}.csv", TRIPS.replace("1,", f"{10 + step},"))
         before = catalog.snapshot("trips"), rows(workspace, "trips__rejects")
         with monkeypatch.context() as patch:
             patch.setattr("slml.tables.ingest.tqdm", Interrupting(step))
             try:
-                ingest(path, "trips", workspace, types=FLOAT)
+                ingest_files(path, "trips", workspace, types=FLOAT)
             except KeyboardInterrupt:
                 assert (catalog.snapshot("trips"), rows(workspace, "trips__rejects")) == before
-        report = ingest(path, "trips", workspace, types=FLOAT)
+        report = ingest_files(path, "trips", workspace, types=FLOAT)
         assert len(rows(workspace, "trips")) == 2 + 2 * step
         assert len(rows(workspace, "trips__rejects")) == 1 + step
         assert report.stored == 2 or report.skipped
@@ -226,7 +226,7 @@ def test_interrupt_at_any_step(tmp_path, workspace, monkeypatch):
 
 def test_failure_between_the_two_commits(tmp_path, workspace, monkeypatch):
     """Rejects of an ingest that never came to an end are replaced by the next one."""
-    ingest(put(tmp_path / "a.csv", TRIPS), "trips", workspace, types=FLOAT)
+    ingest_files(put(tmp_path / "a.csv", TRIPS), "trips", workspace, types=FLOAT)
     second, append = put(tmp_path / "b.csv", TRIPS.replace("1,", "9,")), Table.append
 
     def failing(self: Table, data: pa.RecordBatchReader, properties: dict) -> object:
@@ -238,10 +238,10 @@ def test_failure_between_the_two_commits(tmp_path, workspace, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Table, "append", failing)
         with pytest.raises(StorageError):
-            ingest(second, "trips", workspace, types=FLOAT)
+            ingest_files(second, "trips", workspace, types=FLOAT)
     assert len(rows(workspace, "trips")) == 2
     assert len(rows(workspace, "trips__rejects")) == 2
-    assert ingest(second, "trips", workspace, types=FLOAT).stored == 2
+    assert ingest_files(second, "trips", workspace, types=FLOAT).stored == 2
     assert len(rows(workspace, "trips")) == 4
     assert len(rows(workspace, "trips__rejects")) == 2  # replaced by the next try
 
@@ -249,10 +249,10 @@ def test_failure_between_the_two_commits(tmp_path, workspace, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Table, "append", failing)
         with pytest.raises(StorageError):
-            ingest(third, "trips", workspace, types=FLOAT)
+            ingest_files(third, "trips", workspace, types=FLOAT)
     monkeypatch.setattr("slml.tables.ingest.PENDING", timedelta())
     fourth = put(tmp_path / "d.csv", TRIPS.replace("1,", "6,").replace("x", "z"))
-    assert ingest(fourth, "trips", workspace, types=FLOAT).rejected == 1
+    assert ingest_files(fourth, "trips", workspace, types=FLOAT).rejected == 1
     assert sorted(r["value"] for r in rows(workspace, "trips__rejects")) == ["x", "x", "z"]  # removed by a later one
 
 
@@ -271,7 +271,7 @@ class Killing:
             os.kill(os.getpid(), signal.SIGKILL)
 
 module.tqdm = Killing
-module.ingest(sys.argv[1], "trips", Workspace(root=sys.argv[2], project="test"))
+module.ingest_files(sys.argv[1], "trips", Workspace(root=sys.argv[2], project="test"))
 """
 
 
@@ -280,7 +280,7 @@ def test_kill(tmp_path, workspace):
     done = subprocess.run([sys.executable, "-c", KILLED, path, workspace.root], capture_output=True, check=False)
     assert done.returncode == -9
     assert not Catalog(workspace).tables()
-    assert ingest(path, "trips", workspace, types=FLOAT).stored == 2
+    assert ingest_files(path, "trips", workspace, types=FLOAT).stored == 2
 
 
 @pytest.fixture
@@ -297,13 +297,13 @@ def small_disk(tmp_path: Path):
 
 def test_full_disk(tmp_path, small_disk):
     workspace = Workspace(root=str(small_disk / "root"), project="test")
-    ingest(put(tmp_path / "a.csv", TRIPS), "trips", workspace)
+    ingest_files(put(tmp_path / "a.csv", TRIPS), "trips", workspace)
     before = Catalog(workspace).snapshot("trips")
     noise = "".join(f"{i},{hash((i, 1))}-{hash((i, 2))}-{hash((i, 3))}-{hash((i, 4))}\n" for i in range(150_000))
     with pytest.raises(StorageError, match="No space left"):
-        ingest(put(tmp_path / "b.csv", "id,fare\n" + noise), "trips", workspace)
+        ingest_files(put(tmp_path / "b.csv", "id,fare\n" + noise), "trips", workspace)
     assert Catalog(workspace).snapshot("trips") == before
-    report = ingest(put(tmp_path / "c.csv", "id,fare\n5,6\n"), "trips", workspace)
+    report = ingest_files(put(tmp_path / "c.csv", "id,fare\n5,6\n"), "trips", workspace)
     assert report.stored == 1
 
 
@@ -316,7 +316,7 @@ def _files(shared_data: Path, pattern: str) -> list[Path]:
 def _outcome(path: Path, table: str, workspace: Workspace, catalog: Catalog) -> str:
     """balanced (checked once more in the tables) or refused (naming the file); anything else is an error."""
     try:
-        report = ingest(str(path), table, workspace)
+        report = ingest_files(str(path), table, workspace)
     except (IngestError, UsageError) as error:
         assert table not in catalog.tables()
         return "refused" if path.name in str(error) else "refused without saying which file"
@@ -350,7 +350,7 @@ def test_csv_spectrum_values(shared_data, workspace):
             continue  # the JSON beside it holds another telephone number
         expected = [expected] if isinstance(expected, dict) else expected
         names = list(expected[0])
-        ingest(str(path), path.stem, workspace, types=dict.fromkeys(names, "text"))
+        ingest_files(str(path), path.stem, workspace, types=dict.fromkeys(names, "text"))
         stored = [{name: row[name] or "" for name in names} for row in rows(workspace, path.stem)]
         expected = [{k: v.strip(" ") for k, v in row.items()} for row in expected]
         assert [_unix(row) for row in stored] == [_unix(row) for row in expected], path.name

@@ -17,7 +17,7 @@ from slml.quality.audit import audit
 from slml.quality.clean import clean
 from slml.tables.catalog import Catalog
 from slml.tables.engine import open_engine
-from slml.tables.ingest import ingest
+from slml.tables.ingest import ingest_files
 from slml.taxi import contract, generate
 from slml.taxi.dirt import KINDS
 from slml.taxi.rules import found_by
@@ -46,7 +46,7 @@ def cleaned(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("dirty")
     made = generate(folder / "raw", ROWS, seed=5, dirt=0.14)
     workspace = Workspace(root=str(folder / "root"), project="test")
-    report = ingest(made.files[0], "trips", workspace)
+    report = ingest_files(made.files[0], "trips", workspace)
     catalog = Catalog(workspace)
     snapshot = catalog.snapshot(report.snapshot)
     with open_engine(workspace) as engine:

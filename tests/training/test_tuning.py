@@ -24,7 +24,7 @@ from slml.sampling.split import Part, split
 from slml.storage import filesystem, write_text
 from slml.tables.catalog import Catalog
 from slml.tables.engine import open_engine
-from slml.tables.ingest import ingest
+from slml.tables.ingest import ingest_files
 from slml.training.fit import fit
 from slml.training.loader import Loader
 from slml.training.tuning import Tuning, defaults, looks, space, tune
@@ -222,7 +222,7 @@ def test_the_job_hands_on_what_the_train_job_takes(tmp_path: Path, tracking_uri:
     miles = np.arange(600) % 17
     table = pa.table({"id": np.arange(600), "miles": miles + 0.5, "fare": miles * 2.5 + np.arange(600) % 3})
     pa.csv.write_csv(table, tmp_path / "trips.csv")
-    ingest(str(tmp_path / "trips.csv"), "trips", workspace)
+    ingest_files(str(tmp_path / "trips.csv"), "trips", workspace)
     catalog, engine = Catalog(workspace), open_engine(workspace)
     contract = infer(catalog.snapshot("trips"), engine, target="fare", key=["id"])
     ledger = clean(catalog.snapshot("trips"), contract, catalog, engine, kept="kept", quarantine="odd")
