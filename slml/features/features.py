@@ -72,8 +72,8 @@ class Derive(nn.Module):
         inputs: dict[str, Tensor],  # name -> (n,), as the encoder makes them
     ) -> tuple[Tensor, Tensor]:  # (n, k) float32 with NaN; (n, c) int64
         "All derived columns."
-        rows = next(iter(inputs.values())).shape[0]
-        empty = torch.zeros((rows, 0))
+        column = next(iter(inputs.values()))
+        empty = column.new_zeros((column.shape[0], 0), dtype=torch.float32)  # on the device of the inputs
         numbers = [empty, *(inputs[name][:, None] for name in self.numbers), *(part(inputs) for part in self.parts)]
         codes = [empty.long(), *(inputs[name][:, None] for name in self.categories)]
         return torch.cat(numbers, 1), torch.cat(codes, 1)

@@ -19,7 +19,7 @@ from ..contract import Contract
 from ..errors import StorageError
 from ..features.encoder import Batch, Encoder
 from ..features.features import Features, FeatureSettings, fit_features
-from .networks import NetworkSettings, network
+from .networks import NetworkSettings, network, network_class
 from ..storage import open_atomic, open_file
 
 # %% ../../nbs/models/model.ipynb #8214532e
@@ -77,7 +77,7 @@ def build(
     contract: Contract,
     encoder: Encoder,
     sample: Batch,  # encoded rows of the training part, to fit scales and bins on; some 10,000 are enough
-    network: Literal["mlp", "linear"] = "mlp",
+    network: str = "mlp",  # a key of NETWORKS
     width: int = 256,  # units in a hidden layer
     depth: int = 2,  # hidden layers
     dropout: float = 0.1,
@@ -85,10 +85,11 @@ def build(
     bins: int = 32,  # of each number's embedding, at most
     seed: int = 0,
 ) -> Model:
-    "A model that is ready to be trained."
+    "A model that is ready to be trained; raises `UsageError` for an unknown network."
+    kind = network_class(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        features = fit_features(contract, encoder, sample, 0 if network == "linear" else embedding, bins)
+        features = fit_features(contract, encoder, sample, embedding if kind.embeds_numbers else 0, bins)
         regression = encoder.target.task == "regression"
         target = sample.target.double()
         settings = ModelSettings(
