@@ -29,7 +29,7 @@ from slml.aws.service_template import (
     service_name,
     taken_back,
 )
-from .stack_deploy import deploy
+from .stack_deploy import deploy_stack
 from .stack_template import as_json
 from ..errors import CloudError, SettingsError, UsageError, closest
 from ..runners.batch import names
@@ -284,7 +284,7 @@ def carry_out(
     "Change a service as it was planned. Raises `CloudError` with the first thing that failed."
     for image in {version.image for version in step.service.kept}:
         keep_image(image, step.stack, step.plan.account)
-    return Held(deploy(step.plan, say), step.service)
+    return Held(deploy_stack(step.plan, say), step.service)
 
 # %% ../../nbs/aws/service_deploy.ipynb #c7d30e31
 def remove(

@@ -245,14 +245,14 @@ def test_a_plan_changes_nothing(cloud: None) -> None:
     )
     assert boto3.client("s3").list_buckets()["Buckets"] == []
     with pytest.raises(UsageError, match="There is no stack 'slml'"):
-        stack.status("slml")
+        stack.stack_status("slml")
     discard(found)
     assert boto3.client("cloudformation").describe_stacks()["Stacks"] == []
 
 
 def test_deploy_makes_everything_under_the_names_of_the_convention(cloud: None) -> None:
     said: list[str] = []
-    found = stack.deploy(plan("slml", ["taxi"], {"MonthlyBudgetUsd": "50"}), said.append)
+    found = stack.deploy_stack(plan("slml", ["taxi"], {"MonthlyBudgetUsd": "50"}), said.append)
     assert said
     assert found.projects == ("taxi",)
     assert found.parameters["MonthlyBudgetUsd"] == "50"
@@ -273,7 +273,7 @@ def test_deploy_makes_everything_under_the_names_of_the_convention(cloud: None) 
 
 
 def test_another_project_joins_and_the_first_stays(cloud: None) -> None:
-    stack.deploy(plan("slml", ["taxi"], {"MaxVcpus": "8"}), nothing)
+    stack.deploy_stack(plan("slml", ["taxi"], {"MaxVcpus": "8"}), nothing)
     boto3.client("s3").put_object(Bucket=BUCKET, Key="taxi/x", Body=b"1")
     added = plan("slml", ["houses"])
     assert not added.new
@@ -284,18 +284,18 @@ def test_another_project_joins_and_the_first_stays(cloud: None) -> None:
         "CpuJobhouses",
     }
     assert not [one for one in added.changes if one.action in ("remove", "replace")]
-    found = stack.deploy(added, nothing)
+    found = stack.deploy_stack(added, nothing)
     assert found.projects == ("houses", "taxi")
     assert found.parameters["MaxVcpus"] == "8"
     assert boto3.client("s3").get_object(Bucket=BUCKET, Key="taxi/x")["Body"].read() == b"1"
 
 
 def test_the_same_again_is_nothing_to_change(cloud: None) -> None:
-    stack.deploy(plan("slml", ["taxi"]), nothing)
-    again = plan("slml", given=dict(stack.status("slml").stack.parameters))
+    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
+    again = plan("slml", given=dict(stack.stack_status("slml").stack.parameters))
     assert again.changes == ()
     assert "nothing to change" in str(again)
-    assert stack.deploy(again, nothing).state == "CREATE_COMPLETE"
+    assert stack.deploy_stack(again, nothing).state == "CREATE_COMPLETE"
 
 
 def test_many_projects_travel_through_the_bucket(cloud: None) -> None:
@@ -303,13 +303,13 @@ def test_many_projects_travel_through_the_bucket(cloud: None) -> None:
     assert len(as_json(template(many))) > INLINE
     with pytest.raises(UsageError, match="one project first"):
         plan("slml", many)
-    stack.deploy(plan("slml", many[:1]), nothing)
-    assert stack.deploy(plan("slml", many), nothing).projects == tuple(many)
+    stack.deploy_stack(plan("slml", many[:1]), nothing)
+    assert stack.deploy_stack(plan("slml", many), nothing).projects == tuple(many)
 
 
 def test_status_counts_what_waits_and_what_is_paid(cloud: None) -> None:
-    stack.deploy(plan("slml", ["taxi"]), nothing)
-    found = stack.status("slml")
+    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
+    found = stack.stack_status("slml")
     assert found.paid == []
     assert sum(found.waiting.values()) == 0
     assert set(found.machines) >= {"slml-gpu", "slml-nodes"}
@@ -318,37 +318,37 @@ def test_status_counts_what_waits_and_what_is_paid(cloud: None) -> None:
 
 
 def test_destroy_keeps_the_data_and_a_new_stack_finds_it(cloud: None) -> None:
-    stack.deploy(plan("slml", ["taxi"]), nothing)
+    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
     s3, glue = boto3.client("s3"), boto3.client("glue")
     s3.put_object(Bucket=BUCKET, Key="taxi/x", Body=b"1")
     glue.create_table(DatabaseName="taxi", TableInput={"Name": "trips"})
     said: list[str] = []
-    assert "MLflow of taxi" in str(stack.losses("slml").lost)
-    stack.destroy("slml", say=said.append)
+    assert "MLflow of taxi" in str(stack.stack_losses("slml").lost)
+    stack.destroy_stack("slml", say=said.append)
     assert f"keeps the bucket {BUCKET}, which is not empty" in said
     assert "keeps the database taxi" in said
     with pytest.raises(UsageError):
-        stack.status("slml")
-    assert stack.deploy(plan("slml", ["taxi"]), nothing).projects == ("taxi",)
+        stack.stack_status("slml")
+    assert stack.deploy_stack(plan("slml", ["taxi"]), nothing).projects == ("taxi",)
     assert s3.get_object(Bucket=BUCKET, Key="taxi/x")["Body"].read() == b"1"
     assert [table["Name"] for table in glue.get_tables(DatabaseName="taxi")["TableList"]] == ["trips"]
 
 
 def test_destroy_with_the_data_leaves_nothing(cloud: None) -> None:
-    stack.deploy(plan("slml", ["taxi"]), nothing)
+    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
     s3 = boto3.client("s3")
     for text in (b"1", b"2"):
         s3.put_object(Bucket=BUCKET, Key="taxi/x", Body=text)
     s3.delete_object(Bucket=BUCKET, Key="taxi/x")
-    assert stack.losses("slml", data=True).kept == ()
-    stack.destroy("slml", data=True, say=nothing)
+    assert stack.stack_losses("slml", data=True).kept == ()
+    stack.destroy_stack("slml", data=True, say=nothing)
     assert s3.list_buckets()["Buckets"] == []
     assert boto3.client("glue").get_databases()["DatabaseList"] == []
 
 
 def test_destroy_of_a_stack_that_was_never_used_leaves_nothing(cloud: None) -> None:
-    stack.deploy(plan("slml", ["taxi"]), nothing)
-    stack.destroy("slml", say=nothing)
+    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
+    stack.destroy_stack("slml", say=nothing)
     assert boto3.client("s3").list_buckets()["Buckets"] == []
 
 
@@ -364,12 +364,12 @@ def test_a_database_of_somebody_else_is_not_touched(cloud: None) -> None:
 @pytest.fixture
 def project(cloud: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workspace:
     """A folder with a pipeline, in the workspace of a deployed stack."""
-    stack.deploy(plan("slml", ["taxi", "houses"]), nothing)
+    stack.deploy_stack(plan("slml", ["taxi", "houses"]), nothing)
     (tmp_path / "slml.toml").touch()
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines/table.yaml").write_text("steps: {}\n")
     monkeypatch.chdir(tmp_path)
-    return Workspace(**stack.status("slml").stack.settings("taxi"), user="ada")
+    return Workspace(**stack.stack_status("slml").stack.settings("taxi"), user="ada")
 
 
 def shipped(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +391,7 @@ def test_a_schedule_is_made_changed_listed_and_removed(project: Workspace, monke
 
 def test_a_project_sees_its_own_schedules_only(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped(project, monkeypatch)
-    other = Workspace(**stack.status("slml").stack.settings("houses"), user="ben")
+    other = Workspace(**stack.stack_status("slml").stack.settings("houses"), user="ben")
     schedule.schedule("pipelines/table.yaml", "rate(1 day)", project)
     schedule.schedule("pipelines/table.yaml", "rate(1 day)", other)
     assert [one.name for one in schedule.list_schedules(other)] == ["houses-table"]
@@ -471,7 +471,7 @@ def test_slips_are_told_before_anything_is_asked() -> None:
 
 
 def test_a_stack_that_was_never_made_has_to_be_removed_first(cloud: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack.deploy(plan("slml", ["taxi"]), nothing)
+    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
     from moto.cloudformation.models import cloudformation_backends
 
     made = next(iter(cloudformation_backends[ACCOUNT][REGION].stacks.values()))

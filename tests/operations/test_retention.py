@@ -103,12 +103,12 @@ def test_clean_shows_first_and_removes_only_when_told(
     monkeypatch.setenv("SLML_PROJECT", "dc")
     policy = tmp_path / "monitor.toml"
     policy.write_text('[keep]\nruns = "30d"\nlogs = "30d"\nsnapshots = 1\n')
-    shown = CliRunner().invoke(app, ["clean", "--policy", str(policy)])
+    shown = CliRunner().invoke(app, ["prune", "--policy", str(policy)])
     assert shown.exit_code == 0, shown.output
     assert runs["other"].id in shown.output
     assert "Nothing was removed" in shown.output
     assert Path(runs["other"].folder).exists()
-    done = CliRunner().invoke(app, ["clean", "--policy", str(policy), "--yes"])
+    done = CliRunner().invoke(app, ["prune", "--policy", str(policy), "--yes"])
     assert "Removed." in done.output
     assert not Path(runs["other"].folder).exists()
     assert Path(runs["train"].folder).exists()
