@@ -402,15 +402,14 @@ def openapi(service: Service) -> Answer:
 # %% ../../nbs/serving/service.ipynb #c6d903fa
 def front(service: Service) -> Answer:
     "The page."
-    from slml.serving.page import HEADERS
-    from slml.serving.page import page as drawn
+    from slml.serving.page import HEADERS, render_page
 
     predictor = service.versions.champion
     files = predictor.bundle.files
     names = {"contract": "contract", "profile": "profile", "page": "page", "lineage": "lineage", "metrics": "metrics"}
     facts = {name: msgspec.json.decode(files[f"{of}.json"]) for name, of in names.items() if f"{of}.json" in files}
     facts |= {"version": predictor.ref, "alias": service.alias, "drift": service.drift}
-    return Answer(200, drawn(facts), HTML, tuple((k, v) for k, v in HEADERS.items() if k != "content-type"))
+    return Answer(200, render_page(facts), HTML, tuple((k, v) for k, v in HEADERS.items() if k != "content-type"))
 
 
 _PAGES = {"/ready": ready, "/metrics": metrics, "/schema": schema, "/openapi.json": openapi, "/": front}

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from slml.serving.page import HEADERS, needed, page
+from slml.serving.form import input_columns
+from slml.serving.page import HEADERS, render_page
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -106,7 +107,7 @@ class Small(ThreadingHTTPServer):
         """The status and the answer for one row."""
         self.rows.append(row)
         wrong = []
-        for column in needed(self.facts["contract"]):
+        for column in input_columns(self.facts["contract"]):
             value, kind = row.get(column["name"]), NUMBERS.get(column["type"], object)
             if (value is None and not column.get("nullable", True)) or (
                 value is not None and not isinstance(value, kind)
@@ -144,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         found = self.path.rstrip("/") == self.server.prefix.rstrip("/")
-        self.reply(200 if found else 404, page(self.server.facts) if found else b"", HEADERS)
+        self.reply(200 if found else 404, render_page(self.server.facts) if found else b"", HEADERS)
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))

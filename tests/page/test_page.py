@@ -142,7 +142,7 @@ def test_the_form_asks_for_what_the_model_reads(small: Callable, visit: Callable
     assert "Ann Lee" not in tab.content()
     weight = tab.get_by_label("weight")
     told = tab.locator(f"#{weight.get_attribute('aria-describedby').split()[0]}").inner_text()
-    assert told == "on the scales\n0.0 to 91.0 in training"
+    assert told == "on the scales\nTraining range: 0.0 to 91.0"
     assert tab.get_by_label("weight kg").count() == 1
     assert seen.answer() == "13.0EUR"
 
@@ -166,7 +166,7 @@ def test_the_prediction_follows_what_is_typed(small: Callable, visit: Callable) 
     seen.tab.get_by_label("stops").press_sequentially("0000", delay=10)
     assert seen.answer().startswith("40,021.5")
     assert len(server.rows) - asked <= 3, "a request for each key"
-    seen.tab.get_by_role("button", name="Back to typical values").click()
+    seen.tab.get_by_role("button", name="Reset to typical values").click()
     expect(seen.tab.locator("#value")).to_have_text("13.0EUR")
 
 
@@ -195,11 +195,11 @@ def test_a_refused_value_is_told_at_its_field(small: Callable, visit: Callable) 
     assert weight.get_attribute("aria-invalid") == "true"
     assert note.get_attribute("id") in weight.get_attribute("aria-describedby").split()
     assert seen.tab.locator(".note:visible").count() == 1
-    assert seen.tab.locator("#say").inner_text() == "One field needs another value."
+    assert seen.tab.locator("#say").inner_text() == "One field has an invalid value."
     seen.tab.get_by_label("stops").fill("1.5")
     seen.tab.wait_for_selector("#f1-note:visible")
-    assert seen.tab.locator("#f1-note").inner_text() == "Expected an integer, came 1.5."
-    assert seen.tab.locator("#say").inner_text() == "2 fields need another value."
+    assert seen.tab.locator("#f1-note").inner_text() == "Expected an integer, got 1.5."
+    assert seen.tab.locator("#say").inner_text() == "2 fields have invalid values."
     weight.fill("1")
     seen.tab.get_by_label("stops").fill("2")
     assert seen.answer().startswith("3.0")
@@ -213,7 +213,7 @@ def test_a_value_that_training_never_saw_is_answered_and_flagged(small: Callable
     seen.answer()
     seen.tab.get_by_label("weight").fill("500")
     assert seen.answer().startswith("503.0")
-    assert seen.tab.locator("#f0-note").inner_text().endswith("in training: there it was 0.0 to 91.0.")
+    assert seen.tab.locator("#f0-note").inner_text() == "Outside the training range of 0.0 to 91.0."
     assert seen.tab.get_by_label("weight").get_attribute("aria-invalid") == "false"
     assert seen.tab.locator("#say").inner_text() == "Higher than nearly all of the training rows."
 
@@ -235,7 +235,7 @@ def test_the_keyboard_is_enough(small: Callable, visit: Callable) -> None:
             break
     columns = list(dict.fromkeys(name for name in reached if name in {c["name"] for c in CONTRACT["columns"]}))
     assert columns == ["weight", "stops", "way", "city", "fragile", "sent", "due", "sender"]
-    assert {"To the form", "Back to typical values", "The same as a request", "The report"} <= set(reached)
+    assert {"Skip to the form", "Reset to typical values", "As an HTTP request", "Drift report"} <= set(reached)
     assert seen.answer().startswith("10.0")
     live = seen.tab.get_by_role("status").first
     assert live.get_attribute("aria-live") == "polite"
@@ -246,7 +246,7 @@ def test_what_the_model_knows(small: Callable, visit: Callable) -> None:
     """Version, data and date; errors, slices, importance and drift as tables with bars of the right length."""
     tab = visit(small(FACTS).url).tab
     text = tab.locator("main").inner_text()
-    for fact in ("small@1", "parcels@5132", "2 April 2023, 06:10 UTC", "0.1.0+3f2a", "4,000", "Have a look"):
+    for fact in ("small@1", "parcels@5132", "2 April 2023, 06:10 UTC", "0.1.0+3f2a", "4,000", "Investigate"):
         assert fact in text
     errors = tab.get_by_role("table", name="Test error")
     assert errors.locator("tbody th").all_inner_texts() == ["this model", "linear", "constant"]
@@ -256,7 +256,7 @@ def test_what_the_model_knows(small: Callable, visit: Callable) -> None:
     assert slices.get_by_role("row", name="road").get_by_role("cell").all_inner_texts() == ["", "2.00", "200"]
     weights = tab.get_by_role("table", name="Feature importance").locator("tbody th").all_inner_texts()
     assert [name.split("\n")[0] for name in weights] == ["weight", "stops"]
-    assert tab.get_by_role("link", name="The report").get_attribute("href") == "report.html"
+    assert tab.get_by_role("link", name="Drift report").get_attribute("href") == "report.html"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -266,7 +266,7 @@ def test_every_text_can_be_read(small: Callable, visit: Callable, scheme: str) -
     seen.answer()
     ground = seen.tab.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 384) == (scheme == "light")
-    seen.tab.get_by_text("The same as a request").click()
+    seen.tab.get_by_text("As an HTTP request").click()
     seen.tab.get_by_label("weight").fill("500")
     seen.answer()
     pale = [found for found in seen.tab.evaluate(CONTRAST) if found[0] < 4.5]
@@ -297,7 +297,7 @@ def test_nothing_comes_from_elsewhere_and_the_policy_holds(small: Callable, visi
     """No complaint of the browser under a policy that forbids all but the page's own style and script."""
     seen = visit((server := small(FACTS)).url)
     seen.answer()
-    seen.tab.get_by_text("The same as a request").click()
+    seen.tab.get_by_text("As an HTTP request").click()
     assert seen.complaints == []
     assert {re.sub("predict$", "", url) for url in seen.asked if not url.startswith("data:")} == {server.url}
     seen.tab.evaluate("() => document.body.append(Object.assign(document.createElement('script'), {text: 'ran = 1'}))")
@@ -346,13 +346,13 @@ def test_classes_come_with_their_chances(small: Callable, visit: Callable) -> No
 def test_a_key_is_asked_for_and_sent_on(small: Callable, visit: Callable) -> None:
     """Only where the service wants one; it is neither in the address nor in the request that one may copy."""
     seen = visit((server := small(FACTS, key="open sesame")).url)
-    seen.tab.get_by_label("Key of the service").wait_for()
-    assert seen.tab.locator("#say").inner_text() == "The service asks for a key."
-    seen.tab.get_by_label("Key of the service").fill("open")
-    seen.says("The service does not take this key.")
-    seen.tab.get_by_label("Key of the service").fill("open sesame")
+    seen.tab.get_by_label("API key").wait_for()
+    assert seen.tab.locator("#say").inner_text() == "The service requires a key."
+    seen.tab.get_by_label("API key").fill("open")
+    seen.says("The service does not accept this key.")
+    seen.tab.get_by_label("API key").fill("open sesame")
     assert seen.answer().startswith("13.0")
-    seen.tab.get_by_text("The same as a request").click()
+    seen.tab.get_by_text("As an HTTP request").click()
     told = seen.tab.locator("#curl").inner_text()
     assert "$KEY" in told
     assert "sesame" not in told

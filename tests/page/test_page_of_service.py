@@ -133,7 +133,7 @@ def test_the_page_says_what_the_model_says(service: str, bundle: Bundle, visit: 
     assert seen.tab.locator(".note:visible").count() == 0
     seen.tab.locator("[data-column=DESTINATION_BLOCK_LAT]").fill("39.25")
     seen.answer()
-    assert "The model saw nothing like this in training" in seen.tab.locator(".note:visible").inner_text()
+    assert "Outside the training range of" in seen.tab.locator(".note:visible").inner_text()
 
 
 def test_the_service_refuses_at_the_field(service: str, visit: Callable) -> None:
@@ -156,7 +156,7 @@ def test_the_page_knows_its_model(service: str, bundle: Bundle, visit: Callable)
     assert bundle.lineage.code in text
     assert bundle.lineage.snapshots["train"] in text
     assert f"{bundle.metrics['test']['rmse']:.2f}" in text
-    for part in ("How wrong it is", "What it knows", "Where it is wrong", "What it looks at"):
+    for part in ("Error", "Model details", "Error by slice", "Feature importance"):
         assert part in text
 
 
