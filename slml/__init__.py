@@ -20,7 +20,7 @@ NAMES = {
     "Workspace": "workspace",
     "Catalog": "tables.catalog",
     "open_engine": "tables.engine",
-    "Contract": "contract",
+    "Contract": "contract.contract",
     "infer": "quality.infer",
     "audit": "quality.audit",
     "clean": "quality.clean",

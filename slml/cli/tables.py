@@ -98,7 +98,7 @@ def audit_command(
     """Count the rows of a table that break each rule of its contract. Changes nothing.
 
     Example: `slml audit trips trips.contract.json`"""
-    from slml.contract import Contract
+    from slml.contract.contract import Contract
     from slml.quality.audit import audit
     from slml.tables.catalog import Catalog
     from slml.tables.engine import open_engine
@@ -153,7 +153,7 @@ def show_contract_command(
     """Check that a contract file is valid, and print it.
 
     Example: `slml contract show pipelines/taxi.contract.json`"""
-    from slml.contract import Contract
+    from slml.contract.contract import Contract
 
     contract = Contract.load(file)
     show(str(contract), json.loads(contract.to_json()), as_json)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import TrainingError, closest
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from .encoder import KINDS, Batch, Encoder
 from slml.features.modules import (
     Category,

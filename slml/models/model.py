@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import StorageError
 from ..features.encoder import Batch, Encoder
 from ..features.features import Features, FeatureSettings, fit_features

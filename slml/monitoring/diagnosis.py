@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from .drift import LIMITS, Drift, Limits, drift
 from .performance import Expected, Performance, as_number, performance
 from ..quality.profile import Profile, as_type, kind_of

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..contract import Contract, Equals, ParsesAs, Rule, Unique
+from ..contract.contract import Contract
+from ..contract.rules import Equals, ParsesAs, Rule, Unique
 from ..errors import ContractError
 from .distance import adjusted, at_least, chi_square, cohen_h, jensen_shannon, psi, same_share
 from slml.quality.profile import (

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import ContractError, UsageError, closest
 from .change import Change, changes
 from .diagnosis import ACTIONS, Diagnosis, examine

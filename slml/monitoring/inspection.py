@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..contract import Category, Contract
+from ..contract.contract import Contract
+from ..contract.features import Category
 from ..errors import RegistryError
 from .diagnosis import Diagnosis
 from .drift import LIMITS, Limits

@@ -21,7 +21,7 @@ from .performance import Expected, Labelled, errors, join
 from ..registry.bundle import Bundle
 
 if TYPE_CHECKING:
-    from slml.contract import Contract
+    from slml.contract.contract import Contract
     from slml.tables.catalog import Snapshot
     from slml.workspace import Workspace
 

@@ -17,7 +17,9 @@ import ibis
 import ibis.expr.types as ir
 import pandas as pd
 
-from ..contract import LETTERS, Contract, ParsesAs, Rule, terms
+from ..contract.contract import Contract
+from ..contract.display import terms
+from ..contract.rules import LETTERS, ParsesAs, Rule
 from .rules import check_columns, prepare, raw_name, read_as, stored_types, violates
 from ..tables.catalog import Snapshot
 from ..tables.engine import Engine, use_engine

@@ -14,7 +14,8 @@ import ibis
 import ibis.expr.types as ir
 from pydantic import BaseModel, ConfigDict
 
-from ..contract import LETTERS, Contract
+from ..contract.contract import Contract
+from ..contract.rules import LETTERS
 from ..errors import ContractError, LedgerError
 from .audit import COLOURS, Marked, bar, mark, suspicions, unnamed
 from .rules import raw_name

@@ -16,19 +16,10 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
-from slml.contract import (
-    AnyFeature,
-    AnyRule,
-    Between,
-    Category,
-    Column,
-    Contract,
-    Distance,
-    NotNull,
-    Numeric,
-    TimeParts,
-    Unique,
-)
+from ..contract.columns import Column
+from ..contract.contract import Contract
+from ..contract.features import AnyFeature, Category, Distance, Numeric, TimeParts
+from ..contract.rules import AnyRule, Between, NotNull, Unique
 from ..errors import ContractError, closest
 from .rules import is_there, read_as, stored_types
 from ..tables.catalog import Snapshot

@@ -22,7 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..contract import Category, Column, Contract
+from ..contract.columns import Column
+from ..contract.contract import Contract
+from ..contract.features import Category
 from ..errors import ContractError
 
 if TYPE_CHECKING:

@@ -8,7 +8,9 @@ __all__ = ['SHADES', 'KEPT', 'STYLE', 'pieces', 'drawn', 'broken_rules', 'block'
 # %% ../../nbs/quality/report.ipynb #8427759f
 from html import escape
 
-from ..contract import LETTERS, Contract, terms
+from ..contract.contract import Contract
+from ..contract.display import terms
+from ..contract.rules import LETTERS
 from .audit import COLOURS, Audit, Finding
 from .clean import Ledger
 

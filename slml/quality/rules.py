@@ -17,10 +17,10 @@ import sqlglot
 from sqlglot import expressions as sge
 from sqlglot.errors import SqlglotError
 
-from slml.contract import (
+from ..contract.columns import Column
+from ..contract.contract import Contract
+from slml.contract.rules import (
     Between,
-    Column,
-    Contract,
     Equals,
     Expression,
     InsideBox,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from slml.contract import Contract
+    from slml.contract.contract import Contract
     from slml.features.encoder import Encoder
     from slml.quality.profile import Profile
 
@@ -287,7 +287,7 @@ class Bundle:
 
     @cached_property
     def contract(self) -> "Contract":
-        from slml.contract import Contract
+        from slml.contract.contract import Contract
 
         return _part(self, "contract.json", lambda data: Contract.from_json(data.decode()))
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import RegistryError
 from ..features.encoder import Encoder
 from ..models.model import Model

@@ -22,7 +22,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import ContractError, StorageError, TableError, closest
 from ..registry.bundle import Bundle
 from ..storage import exists, filesystem, open_atomic, remove

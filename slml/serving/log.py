@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from slml.contract import Contract
+    from slml.contract.contract import Contract
     from slml.workspace import Workspace
 
 # %% ../../nbs/serving/log.ipynb #3c56b0e6

@@ -10,21 +10,19 @@ __all__ = ['USD', 'POINTS', 'TIMES', 'UNITS', 'REQUIRED', 'DESCRIPTIONS', 'TARIF
 # %% ../../nbs/taxi/rules.ipynb #cf20d039
 from datetime import timedelta
 
-from slml.contract import (
+from ..contract.columns import Column
+from ..contract.contract import Contract
+from ..contract.features import Distance, Numeric, TimeParts
+from slml.contract.rules import (
     AnyRule,
     Between,
-    Column,
-    Contract,
-    Distance,
     Expression,
     InsideBox,
     Matches,
-    Numeric,
     OneOf,
     Ordered,
     SameFormat,
     SameUnit,
-    TimeParts,
     Unique,
 )
 from .files import days_in, months_from

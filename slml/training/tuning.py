@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import TrainingError, UsageError
 from ..features.encoder import Batch, Encoder
 from ..models.model import Model, build
