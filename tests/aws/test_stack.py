@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from slml.aws import stack_deploy as stack
 from slml.aws.account import Account
 from slml.aws.changes import Change, Plan, discard, plan
 from slml.aws.parts import UNTAGGED
-from slml.aws.profile import write_profile
 from slml.aws.roles import project_policy, role
 from slml.aws.stack_template import INLINE, PARAMETERS, as_json, as_yaml, template
 from slml.errors import CloudError, SettingsError, UsageError
@@ -504,16 +502,3 @@ def test_a_plan_shows_the_gravest_first() -> None:
     assert "1 to replace, 1 to add" in found.title
     assert "&lt;Topic&gt;" in found._repr_html_()
     assert "<Topic>" in found.__rich__().plain
-
-
-def test_the_profile_is_written_beside_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "slml.toml").write_text(
-        "# ours\n[default]\ncores = 2\n\n[batch]\nroot = 'old'\n\n# theirs\n[hpc]\ncores = 9\n"
-    )
-    path = write_profile(tmp_path, "batch", {"root": "s3://b/taxi", "runner": "batch"})
-    text = path.read_text()
-    assert "# ours" in text
-    assert "# theirs" in text
-    assert tomllib.loads(text) == {
-        "default": {"cores": 2}, "batch": {"root": "s3://b/taxi", "runner": "batch"}, "hpc": {"cores": 9},
-    }  # fmt: skip
