@@ -295,6 +295,14 @@ class Bundle:
     def metrics(self) -> dict:
         return _part(self, "metrics.json", json.loads)
 
+    @property
+    def headline(self) -> str:  # the metric that decides; older bundles do not name it
+        if "headline" in self.metrics:
+            return self.metrics["headline"]
+        from slml.training.metrics import headline  # loads scikit-learn
+
+        return headline(self.contract.task)
+
     @cached_property
     def lineage(self) -> Lineage:
         return _part(self, "lineage.json", lambda data: msgspec.json.decode(data, type=Lineage))

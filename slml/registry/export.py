@@ -242,10 +242,12 @@ def _as_files(
     page: Mapping[str, object] | None,
 ) -> dict[str, bytes]:  # name -> content
     "The files that are text."
+    from slml.training.metrics import headline  # loads scikit-learn
+
     return {
         "encoder.json": encoder.model_dump_json(indent=2).encode(),
         "contract.json": contract.to_json().encode(),
-        "metrics.json": bundles.as_json(metrics),
+        "metrics.json": bundles.as_json({"headline": headline(encoder.target.task), **metrics}),
         "lineage.json": bundles.as_json(msgspec.to_builtins(lineage)),
         "profile.json": profile.to_json().encode(),
         "MLmodel": bundles.MLMODEL,

@@ -235,9 +235,7 @@ def register(
     why: str = "",  # for those who read the changes; empty: its test error
 ) -> Version:
     "Admit a bundle as a version of a model. Raises `RegistryError`, saying by how much, for one that is not admitted."
-    from slml.training.metrics import headline  # loads scikit-learn, which a list of versions can do without
-
-    metric = headline(bundle.contract.task)
+    metric = bundle.headline
     value = gate.measured(metrics, metric, "the model")
     data = ", ".join(sorted(set(bundle.lineage.snapshots.values())))
     candidate = Version(name, 0, bundle.uri, bundle.hash, metric, value, data)

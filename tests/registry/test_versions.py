@@ -152,6 +152,20 @@ def another(bundle: Bundle, folder: Path, number: int) -> Bundle:
     return write(str(folder), {**read_files(bundle.uri), "metrics.json": json.dumps({"number": number}).encode()})
 
 
+# What a bundle holds
+
+
+def test_the_headline_is_carried_in_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    """Written at export; a bundle of an older version, which has none, gets it from its task."""
+    from slml.registry.bundle import read_files, write
+
+    assert bundle.metrics["headline"] == bundle.headline == "rmse"
+    old = write(str(tmp_path / "old"), {**read_files(bundle.uri), "metrics.json": b'{"test": {"rmse": 2.0}}'})
+    assert old.headline == "rmse"
+    named = write(str(tmp_path / "mae"), {**read_files(bundle.uri), "metrics.json": b'{"headline": "mae"}'})
+    assert named.headline == "mae"
+
+
 # What a bundle predicts
 
 
