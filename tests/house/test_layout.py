@@ -21,7 +21,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py" and 
 LAYERS = [
     "errors", "implementations", "display", "workspace", "storage", "tables", "contract", "quality", "sampling",
     "features", "models", "training", "registry", "serving", "monitoring", "runs", "execution", "costs", "runners",
-    "pipelines", "operations", "aws", "cli", "lab", "jobs", "taxi",
+    "pipelines", "operations", "aws", "explore", "cli", "lab", "jobs", "taxi",
 ]  # fmt: skip
 # What a package may not import, beyond the order of the layers.
 FORBIDDEN = {"runs": {"training"}, "execution": {"training"}, "runners": {"training"}, "taxi": {"cli"}}
