@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from ..contract.contract import Contract
 from .drift import LIMITS, Drift, Limits, drift
 from .performance import Expected, Performance, as_number, performance
-from ..quality.profile import Profile, as_type, kind_of
+from ..quality.column_profile import as_type, profile_kind
+from ..quality.profile import Profile
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -55,7 +56,11 @@ def _tells(name: str, contract: Contract, sample: pa.Table, window: pa.Table) ->
     "Whether a column may be used to tell rows apart: inputs that both sides have, and no times."
     column = contract.column(name)
     stored = not column.sql and name in sample.column_names and name in window.column_names
-    fit = kind_of(column, contract) in ("number", "category") and name != contract.target and name not in contract.key
+    fit = (
+        profile_kind(column, contract) in ("number", "category")
+        and name != contract.target
+        and name not in contract.key
+    )
     return stored and fit
 
 # %% ../../nbs/monitoring/diagnosis.ipynb #28d7000c
@@ -65,7 +70,7 @@ def _matrix(tables: Sequence[pa.Table], names: Sequence[str], contract: Contract
     for name in names:
         declared = contract.column(name)
         values = pa.concat_arrays([as_type(t[name].combine_chunks(), declared) for t in tables])
-        categories.append(kind_of(declared, contract) == "category")
+        categories.append(profile_kind(declared, contract) == "category")
         numbers = _numbered(values) if categories[-1] else values
         columns.append(numbers.cast(pa.float64()).to_numpy(zero_copy_only=False))
     return np.stack(columns, 1), categories

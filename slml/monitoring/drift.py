@@ -22,17 +22,10 @@ from ..contract.contract import Contract
 from ..contract.rules import Equals, ParsesAs, Rule, Unique
 from ..errors import ContractError
 from .distance import adjusted, at_least, chi_square, cohen_h, jensen_shannon, psi, same_share
-from slml.quality.profile import (
-    PREDICTION,
-    THURSDAY,
-    ColumnProfile,
-    NumberBins,
-    Profile,
-    TimeBins,
-    bars,
-    below,
-    profile,
-)
+from ..quality.bins import NumberBins, TimeBins
+from ..quality.column_profile import EPOCH_HOUR, ColumnProfile
+from ..quality.display import bar_chart, share_below
+from ..quality.profile import PREDICTION, Profile, profile
 
 # %% ../../nbs/monitoring/drift.ipynb #a2b2e81d
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ def aligned(
     codes = np.array(both.codes, np.int64)
     counts = []
     for bins in (reference, window):
-        raised = bins.raised(np.array(bins.codes, np.int64), both.level - bins.level)
+        raised = bins.coarsen(np.array(bins.codes, np.int64), both.level - bins.level)
         counts.append(np.bincount(np.searchsorted(codes, raised), bins.counts, len(codes)))
     return codes, (counts[0], counts[1])
 
@@ -107,7 +100,7 @@ def covered(
     weeks, rest = divmod(last - first, 168)
     slots = np.arange(int(last - rest), int(last) + 1)
     lengths = (np.minimum(slots + 1, last) - np.maximum(slots, last - rest)).clip(0)
-    return np.bincount((slots + THURSDAY) % 168, lengths, 168) + weeks
+    return np.bincount((slots + EPOCH_HOUR) % 168, lengths, 168) + weeks
 
 # %% ../../nbs/monitoring/drift.ipynb #c23dec4c
 def expected(
@@ -321,9 +314,9 @@ def scaled(
 ) -> tuple[float, str] | None:  # factor, and which units were mixed up
     "The factor that brings the values back to where they were, if there is one."
     edges = np.concatenate([[-np.inf], np.unique(reference.quantile(np.arange(0.1, 0.95, 0.1))), [np.inf]])
-    known = np.diff(below(reference, edges)) * reference.count
+    known = np.diff(share_below(reference, edges)) * reference.count
     left = {
-        factor: psi(known, np.diff(below(window, edges * factor)) * window.count)
+        factor: psi(known, np.diff(share_below(window, edges * factor)) * window.count)
         for unit in UNITS
         for factor in (unit, 1 / unit)
     }
@@ -569,7 +562,7 @@ def pictured(c: ColumnDrift) -> str:  # SVG
     "The reference and the window, group by group."
     if not c.reference:
         return ""
-    return bars(np.array(c.reference), "#8a8a8a") + bars(np.array(c.window))
+    return bar_chart(np.array(c.reference), "#8a8a8a") + bar_chart(np.array(c.window))
 
 # %% ../../nbs/monitoring/drift.ipynb #71b0e0bf
 def _as_html(d: Drift) -> str:

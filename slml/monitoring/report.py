@@ -14,7 +14,7 @@ import numpy as np
 from .drift import ColumnDrift
 from .episodes import Watch, Window, told
 from .performance import Performance
-from ..quality.profile import bars
+from ..quality.display import bar_chart
 
 # %% ../../nbs/monitoring/report.ipynb #ae84c6bb
 LOOKS = {  # action -> colour, sign, and what it says to somebody who does not know the words
@@ -118,7 +118,7 @@ def _column_row(c: ColumnDrift, most: float, course: Sequence[float], limit: flo
         [limit, limit], max(most, 2 * limit), "#8a8a8a", dashed=True
     )
     shown = f"<svg class='spark' viewBox='0 0 100 40' preserveAspectRatio='none' role='img'>{spark}</svg>"
-    pictures = bars(np.array(c.reference), "#8a8a8a") + bars(np.array(c.window)) if c.reference else ""
+    pictures = bar_chart(np.array(c.reference), "#8a8a8a") + bar_chart(np.array(c.window)) if c.reference else ""
     name = f"<b>{escape(c.column)}</b>" if most >= limit else escape(c.column)
     return (
         f"<tr><td>{name}</td><td>{c.psi:.2f}</td><td>{most:.2f}</td><td>{shown}</td><td>{c.nulls:.1%}</td>"

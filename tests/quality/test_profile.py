@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from slml.contract import Category, Column, Contract
 from slml.errors import ContractError
-from slml.quality.profile import MOST_BINS, MOST_CATEGORIES, Profile, merge, profile, profile_snapshot
+from slml.quality.bins import MOST_BINS, MOST_CATEGORIES
+from slml.quality.profile import Profile, merge_profiles, profile, profile_snapshot
 from slml.tables.catalog import Catalog
 from slml.tables.engine import open_engine
 from slml.workspace import Workspace
@@ -54,7 +55,7 @@ def test_the_profile_of_two_parts_is_their_merged_profile(rows: int, at: float, 
     whole = table(seed, rows)
     cut = int(rows * at)
     parts = [profile(whole[:cut], CONTRACT), profile(whole[cut:], CONTRACT)]
-    assert merge(parts) == merge(parts[::-1]) == profile(whole, CONTRACT)
+    assert merge_profiles(parts) == merge_profiles(parts[::-1]) == profile(whole, CONTRACT)
 
 
 @settings(max_examples=50, deadline=None)
@@ -103,7 +104,7 @@ def test_categories_beyond_the_counters_are_bounded_merged_or_not() -> None:
     rng = np.random.default_rng(0)
     words = pa.table({"word": [str(n) for n in np.concatenate([rng.integers(0, 50_000, 60_000), np.full(3000, -1)])]})
     parts = [profile(words[i : i + 21_000], CONTRACT) for i in range(0, 63_000, 21_000)]
-    for found in (profile(words, CONTRACT), merge(parts)):
+    for found in (profile(words, CONTRACT), merge_profiles(parts)):
         column = found.columns["word"]
         assert len(column.categories) <= MOST_CATEGORIES
         assert column.error <= 63_000 / MOST_CATEGORIES
@@ -113,7 +114,7 @@ def test_categories_beyond_the_counters_are_bounded_merged_or_not() -> None:
 def test_real_months_merge(shared_data: Path) -> None:
     months = [green.month(shared_data, name) for name in ("2023-01", "2023-02")]
     both = profile(pa.concat_tables(months), green.CONTRACT)
-    assert merge(profile(m, green.CONTRACT) for m in months) == both
+    assert merge_profiles(profile(m, green.CONTRACT) for m in months) == both
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 2}', '{"format": 1, "rows": "x"}', "\x00"])

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from slml.contract import Between, Category, Column, Contract, Numeric, TimeParts
-from slml.quality.profile import as_type
+from slml.quality.column_profile import as_type
 
 CODES = ("RatecodeID", "PULocationID", "DOLocationID", "passenger_count", "payment_type", "trip_type")
 CONTRACT = Contract(
