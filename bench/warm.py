@@ -56,7 +56,7 @@ def main() -> None:
     times = parser.parse_args().times
     logging.disable()
     begin = time.perf_counter()
-    served = warm.ready(dict(os.environ), timeout=120)
+    served = warm.ensure_warm_process(dict(os.environ), timeout=120)
     print(f"warm process: {'ready' if served else 'not to be had here'} after {time.perf_counter() - begin:.1f} s")
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "empty.ipynb"))

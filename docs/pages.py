@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import nbformat
 from nbconvert import MarkdownExporter
 
-from slml.runs.parameters import REQUIRED, declared
+from slml.runs.parameters import REQUIRED, read_parameters
 
 TOP = Path(__file__).resolve().parents[1]
 SOURCE = "https://github.com/slml/slml/blob/main/"
@@ -116,7 +116,7 @@ def jobs() -> Iterator[str]:
         notebook = nbformat.read(path, 4)
         prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
         rows = ["| parameter | type | default | what it is |", "|---|---|---|---|"]
-        for parameter in declared(path).values():
+        for parameter in read_parameters(path).values():
             default = "required" if parameter.default is REQUIRED else f"`{parameter.default!r}`"
             rows.append(f"| `{parameter.name}` | {parameter.type} | {default} | {parameter.doc} |")
         call = f"```sh\nslml run {path.stem} -p ...\n```"

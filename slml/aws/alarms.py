@@ -28,7 +28,7 @@ def logs() -> dict[str, object]:
     }
     document = {"Fn::Sub": json.dumps(policy([allowed]))}
     return {
-        "Log": resource("AWS::Logs::LogGroup", {"LogGroupName": sub(names.log_group(STACK))} | days),
+        "Log": resource("AWS::Logs::LogGroup", {"LogGroupName": sub(names.log_group_name(STACK))} | days),
         "EventLog": resource("AWS::Logs::LogGroup", {"LogGroupName": sub(EVENTS)} | days),
         "EventLogPolicy": resource(
             "AWS::Logs::ResourcePolicy", {"PolicyName": sub(f"{STACK}-events"), "PolicyDocument": document}
@@ -85,7 +85,7 @@ def events() -> dict[str, object]:
 # %% ../../nbs/aws/alarms.ipynb #17e791a7
 def schedules() -> dict[str, object]:
     "The group of all schedules."
-    return {"Schedules": resource("AWS::Scheduler::ScheduleGroup", {"Name": sub(names.scheduler_group(STACK))})}
+    return {"Schedules": resource("AWS::Scheduler::ScheduleGroup", {"Name": sub(names.scheduler_group_name(STACK))})}
 
 # %% ../../nbs/aws/alarms.ipynb #3770b0f3
 ALARMS = (("ACTUAL", 80), ("ACTUAL", 100), ("FORECASTED", 100))

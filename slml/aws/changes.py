@@ -94,7 +94,7 @@ def leftovers(
     own: Collection[str],  # logical names of what the stack has made
 ) -> list[str]:  # logical names of what is there and not of the stack
     "Stores that are there already. Raises `CloudError` for a database of somebody else."
-    bucket, found = names.bucket(stack, account.id, account.region), []
+    bucket, found = names.bucket_name(stack, account.id, account.region), []
     with asking(f"look for the bucket {bucket}"):
         s3, glue = account.client("s3"), account.client("glue")
         for name, ask in (("Bucket", s3.head_bucket), ("BucketPolicy", s3.get_bucket_policy)):
@@ -102,7 +102,7 @@ def leftovers(
                 found.append(name)
         for project in projects:
             name = logical("Database", project)
-            if name not in own and (said := answer(glue.get_database, Name=names.database(project))):
+            if name not in own and (said := answer(glue.get_database, Name=names.database_name(project))):
                 check_database(said["Database"], bucket, project)
                 found.append(name)
     return found
@@ -177,7 +177,7 @@ def body(
     if len(text.encode()) <= INLINE:
         return {"TemplateBody": text}
     name, key = (
-        names.bucket(stack, account.id, account.region),
+        names.bucket_name(stack, account.id, account.region),
         f"templates/{hashlib.sha256(text.encode()).hexdigest()}.json",
     )
     if not bucket:

@@ -157,7 +157,7 @@ def _container(project: str, kind: str) -> dict[str, object]:
     region = [{"Name": name, "Value": ref("AWS::Region")} for name in ("AWS_REGION", "AWS_DEFAULT_REGION")]
     found = {
         "Environment": region,
-        "Image": sub(f"{place}/{names.repository(STACK)}:{names.image_tag(kind)}"),
+        "Image": sub(f"{place}/{names.repository_name(STACK)}:{names.image_tag(kind)}"),
         "Command": ["python", "-m", "slml.execution.entry"],
         "JobRoleArn": get(logical("Role", project)),
         "ExecutionRoleArn": get("StartRole"),
@@ -180,7 +180,7 @@ def definition(
     container = _container(project, kind)
     several = {"NumNodes": 2, "MainNode": 0, "NodeRangeProperties": [{"TargetNodes": "0:", "Container": container}]}
     properties = {
-        "JobDefinitionName": sub(names.definition(STACK, project, kind)),
+        "JobDefinitionName": sub(names.definition_name(STACK, project, kind)),
         "Type": "multinode" if kind == "nodes" else "container",
         "PlatformCapabilities": ["FARGATE" if kind == "cpu" else "EC2"],
         "SchedulingPriority": 1,

@@ -35,7 +35,7 @@ class Deployed:
     @property
     def bucket(self) -> str:
         "The stack's bucket."
-        return names.bucket(self.name, self.account.id, self.account.region)
+        return names.bucket_name(self.name, self.account.id, self.account.region)
 
     def settings(
         self,
@@ -46,7 +46,7 @@ class Deployed:
             hint = closest(project, self.projects)
             todo = hint or f"add it: slml aws deploy --stack {self.name} --project {project}."
             raise UsageError(f"The stack {self.name} has no project '{project}'.", came=str(self.projects), todo=todo)
-        place = names.root(self.name, self.account.id, self.account.region, project)
+        place = names.root_uri(self.name, self.account.id, self.account.region, project)
         found = {"root": place, "project": project, "runner": "batch", "stack": self.name, "catalog_uri": "glue"}
         tracking = self.outputs.get(logical("Tracking", project), "")
         return found | ({"tracking_uri": tracking} if tracking else {})

@@ -226,7 +226,7 @@ def repository(
     import boto3
 
     with _asking(f"The image repository of the stack {stack}"):
-        found = boto3.client("ecr").describe_repositories(repositoryNames=[names.repository(stack)])
+        found = boto3.client("ecr").describe_repositories(repositoryNames=[names.repository_name(stack)])
     return found["repositories"][0]["repositoryUri"]
 
 # %% ../../nbs/aws/image.ipynb #0cebc9c6
@@ -302,7 +302,7 @@ def build_there(
         )
         _follow(started["build"]["id"], echo)
         image = {
-            "repositoryName": names.repository(workspace.stack),
+            "repositoryName": names.repository_name(workspace.stack),
             "imageIds": [{"imageTag": reference.rpartition(":")[2]}],
         }
         return boto3.client("ecr").describe_images(**image)["imageDetails"][0]["imageDigest"]
@@ -379,7 +379,7 @@ def build(
             todo="install one of them; or let AWS build: with a deployed stack and its bucket as the root.",
         )
     if not push:
-        reference = elsewhere or f"{names.repository(workspace.stack)}:{variant}"
+        reference = elsewhere or f"{names.repository_name(workspace.stack)}:{variant}"
         build_here(tool, reference, files, options, echo)
         return reference
     reference = elsewhere or f"{repository(workspace.stack)}:{variant}"

@@ -14,7 +14,7 @@ from ..runners.batch import names
 
 # %% ../../nbs/aws/roles.ipynb #d8f8aae9
 OBJECTS = ("Get", "Put", "Delete")
-BUCKET = f"arn:${{AWS::Partition}}:s3:::{names.bucket(STACK, ACCOUNT, REGION)}"
+BUCKET = f"arn:${{AWS::Partition}}:s3:::{names.bucket_name(STACK, ACCOUNT, REGION)}"
 
 
 def files(
@@ -41,11 +41,11 @@ def tables(
     project: str,
 ) -> list[dict[str, object]]:
     "The project's Glue database, all tables in it, and its Athena workgroup."
-    database = names.database(project)
+    database = names.database_name(project)
     glue = [*(f"glue:{verb}Table" for verb in TABLES), "glue:GetTables", "glue:GetDatabase", "glue:CreateDatabase"]
     glue += ["glue:GetPartition", "glue:GetPartitions", "glue:GetTableVersions"]
     where = [arn("glue", "catalog"), arn("glue", f"database/{database}"), arn("glue", f"table/{database}/*")]
-    group = arn("athena", f"workgroup/{names.workgroup(STACK, project)}")
+    group = arn("athena", f"workgroup/{names.workgroup_name(STACK, project)}")
     return [
         statement("Tables", glue, where),
         statement("Queries", [f"athena:{action}" for action in QUERIES], [group]),
@@ -65,19 +65,19 @@ def jobs(
 ) -> list[dict[str, object]]:
     "Submits, watches and ends the project's jobs, and reads their logs."
     queues = [arn("batch", f"job-queue/{STACK}-{name}") for name in names.QUEUES]
-    kinds = [arn("batch", f"job-definition/{names.definition(STACK, project, kind)}") for kind in names.KINDS]
+    kinds = [arn("batch", f"job-definition/{names.definition_name(STACK, project, kind)}") for kind in names.KINDS]
     share = {"StringLike": {"batch:ShareIdentifier": f"{names.share_prefix(project)}*"}}
     asked, has = "aws:RequestTag/project", "aws:ResourceTag/project"
     own = {"StringEquals": {asked: project}, "StringEqualsIfExists": {has: project}}
     every = [arn("batch", "job/*")]
-    streams = arn("logs", f"log-group:{names.log_group(STACK)}:log-stream:{project}/*")
+    streams = arn("logs", f"log-group:{names.log_group_name(STACK)}:log-stream:{project}/*")
     return [
         statement("Submit", ["batch:SubmitJob"], [*queues, *kinds, *(f"{kind}:*" for kind in kinds)], share),
         statement("Tag", ["batch:TagResource"], every, own),
         statement("End", ["batch:CancelJob", "batch:TerminateJob"], every, {"StringEquals": {has: project}}),
         statement("Look", LOOK, ["*"]),
         statement("Logs", ["logs:GetLogEvents"], [streams]),
-        statement("Image", ["ecr:DescribeImages"], [arn("ecr", f"repository/{names.repository(STACK)}")]),
+        statement("Image", ["ecr:DescribeImages"], [arn("ecr", f"repository/{names.repository_name(STACK)}")]),
     ]
 
 # %% ../../nbs/aws/roles.ipynb #76118a9a
@@ -85,10 +85,10 @@ def schedules(
     project: str,
 ) -> list[dict[str, object]]:
     "Makes and removes schedules of the project's pipelines, which act as the project."
-    group = names.scheduler_group(STACK)
+    group = names.scheduler_group_name(STACK)
     verbs = [f"scheduler:{verb}Schedule" for verb in ("Create", "Get", "Update", "Delete")]
     only = {"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}}
-    role = f"arn:${{AWS::Partition}}:iam::${{AWS::AccountId}}:role/{names.role(STACK, project)}"
+    role = f"arn:${{AWS::Partition}}:iam::${{AWS::AccountId}}:role/{names.role_name(STACK, project)}"
     return [
         statement("Schedules", verbs, [arn("scheduler", f"schedule/{group}/{project}-*")]),
         statement("ActAsProject", ["iam:PassRole"], [role], only),
@@ -111,7 +111,7 @@ def role(
     "The role of a project, and its right to use the project's MLflow App."
     name, app = logical("Role", project), logical("Mlflow", project)
     properties = {
-        "RoleName": sub(names.role(STACK, project)),
+        "RoleName": sub(names.role_name(STACK, project)),
         "AssumeRolePolicyDocument": trust(SERVICES, people=True),
         "MaxSessionDuration": 43200,
         "Policies": [{"PolicyName": "project", "PolicyDocument": project_policy(project)}],
@@ -130,11 +130,11 @@ WRITE_LOG = ("logs:CreateLogStream", "logs:PutLogEvents")
 def starter() -> dict[str, object]:
     "The role that fetches the image and writes the log."
     fetch = [f"ecr:{verb}" for verb in ("BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage")]
-    group = arn("logs", f"log-group:{names.log_group(STACK)}:*")
+    group = arn("logs", f"log-group:{names.log_group_name(STACK)}:*")
     document = policy(
         [
             statement("Enter", ["ecr:GetAuthorizationToken"], ["*"]),
-            statement("Fetch", fetch, [arn("ecr", f"repository/{names.repository(STACK)}")]),
+            statement("Fetch", fetch, [arn("ecr", f"repository/{names.repository_name(STACK)}")]),
             statement("Write", WRITE_LOG, [group]),
         ]
     )
@@ -152,10 +152,12 @@ def builder() -> dict[str, object]:
     document = policy(
         [
             statement("Enter", ["ecr:GetAuthorizationToken"], ["*"]),
-            statement("Push", [f"ecr:{verb}" for verb in push], [arn("ecr", f"repository/{names.repository(STACK)}")]),
+            statement(
+                "Push", [f"ecr:{verb}" for verb in push], [arn("ecr", f"repository/{names.repository_name(STACK)}")]
+            ),
             statement("Read", ["s3:GetObject", "s3:GetObjectVersion"], [f"{BUCKET}/*/image/*.zip"]),
             statement("Where", ["s3:GetBucketLocation"], [BUCKET]),
-            statement("Write", WRITE_LOG, [arn("logs", f"log-group:{names.log_group(STACK)}:*")]),
+            statement("Write", WRITE_LOG, [arn("logs", f"log-group:{names.log_group_name(STACK)}:*")]),
         ]
     )
     rights = {
@@ -171,7 +173,10 @@ def builder() -> dict[str, object]:
     properties = {
         "Name": sub(f"{STACK}-image"),
         "ServiceRole": get("BuilderRole"),
-        "Source": {"Type": "S3", "Location": sub(f"{names.bucket(STACK, ACCOUNT, REGION)}/shared/image/image.zip")},
+        "Source": {
+            "Type": "S3",
+            "Location": sub(f"{names.bucket_name(STACK, ACCOUNT, REGION)}/shared/image/image.zip"),
+        },
         "Artifacts": {"Type": "NO_ARTIFACTS"},
         "Environment": machine,
         "LogsConfig": {"CloudWatchLogs": {"Status": "ENABLED", "GroupName": ref("Log"), "StreamName": "image"}},

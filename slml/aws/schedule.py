@@ -17,11 +17,11 @@ from pathlib import Path
 
 from .account import Account, asking, connect
 from ..errors import SettingsError, SlmlError, UsageError, closest
-from ..execution.entry import prepared
+from ..execution.entry import prepare_environment
 from ..runners.batch import names
-from ..runners.batch.client import region_of
-from ..runs.archive import inside, ship
-from ..runs.environment import settings
+from ..runners.batch.client import stack_region
+from ..runs.archive import path_in_project, upload_project
+from ..runs.environment import workspace_environment
 from ..runs.resources import Resources
 from ..workspace import Workspace, project_folder
 
@@ -59,7 +59,7 @@ def submission(
     cwd: str,  # the folder inside it that relative paths mean
 ) -> dict[str, object]:
     "What the scheduler asks of Batch, spelled as the scheduler wants it."
-    told = settings(workspace) | {"SLML_ARCHIVE": archive, "SLML_CWD": cwd}
+    told = workspace_environment(workspace) | {"SLML_ARCHIVE": archive, "SLML_CWD": cwd}
     container = {
         "Command": ["python", "-m", "slml.aws.schedule", *arguments],
         "Environment": [{"Name": key, "Value": value} for key, value in sorted(told.items())],
@@ -67,13 +67,13 @@ def submission(
     }
     return {
         "JobName": name,
-        "JobQueue": names.queue(workspace.stack, "cpu", spot=False),
-        "JobDefinition": names.definition(workspace.stack, workspace.project, "cpu"),
-        "ShareIdentifier": names.share(workspace.project, workspace.user),
+        "JobQueue": names.queue_name(workspace.stack, "cpu", spot=False),
+        "JobDefinition": names.definition_name(workspace.stack, workspace.project, "cpu"),
+        "ShareIdentifier": names.share_identifier(workspace.project, workspace.user),
         "SchedulingPriorityOverride": 1,
         "RetryStrategy": {"Attempts": 1},
         "Timeout": {"AttemptDurationSeconds": MINUTES * 60},
-        "Tags": names.tags(project=workspace.project, user=workspace.user, pipeline=name),
+        "Tags": names.aws_tags(project=workspace.project, user=workspace.user, pipeline=name),
         "PropagateTags": True,
         "ContainerOverrides": container,
     }
@@ -83,7 +83,7 @@ def _region(
     workspace: Workspace,
 ) -> str:
     "The region of the workspace's stack. Raises `SettingsError` for a workspace without one."
-    region = region_of(workspace)
+    region = stack_region(workspace)
     if not region:
         raise SettingsError(
             "Only a pipeline in the cloud can be scheduled.",
@@ -111,15 +111,16 @@ def request(
     timezone: str = "UTC",
 ) -> dict[str, object]:
     "The arguments of `create_schedule`. Raises `UsageError`."
+    role = names.role_name(workspace.stack, workspace.project)
     target = {
         "Arn": f"arn:{account.partition}:scheduler:::aws-sdk:batch:submitJob",
-        "RoleArn": f"arn:{account.partition}:iam::{account.id}:role/{names.role(workspace.stack, workspace.project)}",
+        "RoleArn": f"arn:{account.partition}:iam::{account.id}:role/{role}",
         "Input": json.dumps(asked),
         "RetryPolicy": {"MaximumRetryAttempts": 10, "MaximumEventAgeInSeconds": 3600},
     }
     return {
         "Name": name,
-        "GroupName": names.scheduler_group(workspace.stack),
+        "GroupName": names.scheduler_group_name(workspace.stack),
         "ScheduleExpression": expression(when),
         "ScheduleExpressionTimezone": timezone,
         "FlexibleTimeWindow": {"Mode": "OFF"},
@@ -150,11 +151,11 @@ def schedule(
     "Run a pipeline at its times, with the code as it is now. Raises `UsageError`, `CloudError`, `SubmissionError`."
     expression(when)
     account, folder = connect(_region(workspace)), project_folder()
-    inside(Path(file), folder)
+    path_in_project(Path(file), folder)
     given = [word for name, value in (parameters or {}).items() for word in ("-p", f"{name}={value}")]
     command = ["pipeline", "run", os.path.relpath(file), "--on", "batch", "--no-wait", *given]
     name = schedule_name(file, workspace.project)
-    asked = submission(name, command, workspace, ship(folder, workspace), inside(Path.cwd(), folder))
+    asked = submission(name, command, workspace, upload_project(folder, workspace), path_in_project(Path.cwd(), folder))
     wanted = request(name, when, asked, workspace, account, timezone)
     with asking(f"schedule {name}"):
         client = account.client("scheduler")
@@ -170,7 +171,7 @@ def list_schedules(
 ) -> list[Schedule]:
     "The schedules of the project. Raises `CloudError`, `SettingsError`."
     account = connect(_region(workspace))
-    group = names.scheduler_group(workspace.stack)
+    group = names.scheduler_group_name(workspace.stack)
     with asking("list the schedules"):
         client = account.client("scheduler")
         pages = client.get_paginator("list_schedules").paginate(GroupName=group, NamePrefix=f"{workspace.project}-")
@@ -200,7 +201,7 @@ def unschedule(
         raise UsageError(f"There is no schedule '{name}'.", expected=", ".join(known) or "any schedule", todo=todo)
     account = connect(_region(workspace))
     with asking(f"remove the schedule {name}"):
-        account.client("scheduler").delete_schedule(GroupName=names.scheduler_group(workspace.stack), Name=name)
+        account.client("scheduler").delete_schedule(GroupName=names.scheduler_group_name(workspace.stack), Name=name)
     return name
 
 # %% ../../nbs/aws/schedule.ipynb #1c959465
@@ -209,7 +210,7 @@ def main(
 ) -> int:  # the exit code, where this process has not become slml
     "Run a command of slml in the code that was shipped."
     try:
-        told = prepared(os.environ, Resources())
+        told = prepare_environment(os.environ, Resources())
     except SlmlError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code

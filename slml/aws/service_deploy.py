@@ -33,7 +33,7 @@ from .stack_deploy import deploy_stack
 from .stack_template import as_json
 from ..errors import CloudError, SettingsError, UsageError, closest
 from ..runners.batch import names
-from ..runners.batch.client import region_of
+from ..runners.batch.client import stack_region
 from ..workspace import Workspace
 
 # %% ../../nbs/aws/service_deploy.ipynb #e4468276
@@ -41,7 +41,7 @@ def home(
     workspace: Workspace,
 ) -> Account:
     "The account and region of a workspace. Raises `SettingsError` for a workspace outside of the cloud, `UsageError`."
-    region = region_of(workspace)
+    region = stack_region(workspace)
     if not region:
         raise SettingsError(
             "Only a model in the cloud can be deployed.",
@@ -144,7 +144,7 @@ def image_here(
     account: Account,
 ) -> tuple[str, str]:  # repository URI, digest
     "The newest image of services. Raises `CloudError` where none was built."
-    client, repository = account.client("ecr"), names.repository(stack)
+    client, repository = account.client("ecr"), names.repository_name(stack)
     with asking(f"look for the image of services in the repository {repository}"):
         try:
             [image] = client.describe_images(repositoryName=repository, imageIds=[{"imageTag": TAG}])["imageDetails"]
@@ -161,7 +161,7 @@ def keep_image(
     account: Account,
 ) -> str:  # the tag
     "Give an image a tag that it keeps. Raises `CloudError`."
-    client, repository, digest = account.client("ecr"), names.repository(stack), image.partition("@")[2]
+    client, repository, digest = account.client("ecr"), names.repository_name(stack), image.partition("@")[2]
     tag = f"{TAG}-{digest.removeprefix('sha256:')[:12]}"
     with asking(f"keep the image {image}"):
         [found] = client.batch_get_image(repositoryName=repository, imageIds=[{"imageDigest": digest}])["images"]

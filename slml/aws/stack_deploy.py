@@ -179,7 +179,7 @@ def destroy_stack(
     check_events(stack, events)
     with asking(f"remove the data of the stack {stack}"):
         for project in found.projects:
-            _remove_database(found.account, names.database(project), found.bucket, data, say)
+            _remove_database(found.account, names.database_name(project), found.bucket, data, say)
         _remove_bucket(found.account, found.bucket, data, say)
 
 # %% ../../nbs/aws/stack_deploy.ipynb #85c7b1c7

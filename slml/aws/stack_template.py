@@ -60,7 +60,7 @@ def outputs(
     "What the stack tells about itself."
     found = {
         "Projects": {"Value": ",".join(projects), "Description": "who shares the stack"},
-        "BucketName": {"Value": sub(names.bucket(STACK, ACCOUNT, REGION)), "Description": "where everything lies"},
+        "BucketName": {"Value": sub(names.bucket_name(STACK, ACCOUNT, REGION)), "Description": "where everything lies"},
         "RepositoryUri": {"Value": get("Repository", "RepositoryUri"), "Description": "where the image goes"},
         "AlarmsTopic": {"Value": ref("Alarms"), "Description": "where messages go"},
     }

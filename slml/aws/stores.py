@@ -23,7 +23,7 @@ from slml.aws.parts import (
 )
 from ..runners.batch import names
 
-BUCKET = names.bucket(STACK, ACCOUNT, REGION)  # with placeholders
+BUCKET = names.bucket_name(STACK, ACCOUNT, REGION)  # with placeholders
 
 # %% ../../nbs/aws/stores.ipynb #52c9ba8a
 def _rule(id: str, **what: object) -> dict[str, object]:
@@ -85,7 +85,7 @@ def images() -> dict[str, object]:
         "Condition": {"StringLike": {"aws:SourceArn": sub(arn("lambda", f"function:{STACK}-*"))}},
     }
     properties = {
-        "RepositoryName": sub(names.repository(STACK)),
+        "RepositoryName": sub(names.repository_name(STACK)),
         "RepositoryPolicyText": policy([functions]),
         "ImageScanningConfiguration": {"ScanOnPush": True},
         "LifecyclePolicy": {"LifecyclePolicyText": OLD_IMAGES},
@@ -97,7 +97,7 @@ def images() -> dict[str, object]:
 def database(project: str) -> dict[str, object]:
     "The Glue database of a project."
     about = {
-        "Name": names.database(project),
+        "Name": names.database_name(project),
         "Description": sub(f"Tables of {project} in the stack {STACK}"),
         "LocationUri": sub(f"s3://{BUCKET}/{project}/tables/"),
     }
@@ -118,7 +118,7 @@ def workgroup(project: str) -> dict[str, object]:
         "ResultConfiguration": results,
     }
     properties = {
-        "Name": sub(names.workgroup(STACK, project)),
+        "Name": sub(names.workgroup_name(STACK, project)),
         "RecursiveDeleteOption": True,
         "WorkGroupConfiguration": rules,
     }

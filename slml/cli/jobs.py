@@ -40,9 +40,9 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Submit, print the id of
 
 def requested_resources(**options: object) -> "Resources":
     "Resources from the options of a call. Raises `UsageError`."
-    from slml.runs.resources import resources
+    from slml.runs.resources import parse_resources
 
-    return resources(options)
+    return parse_resources(options)
 
 # %% ../../nbs/cli/jobs.ipynb #2e13021d
 @contextmanager
@@ -131,10 +131,10 @@ def sweep_command(
     Example: `slml sweep train -p split=... -s width=64,256 -s learning_rate=0.001,0.01`"""
     from slml.pipelines.sweep import combinations, sweep
     from slml.runs.job import job
-    from slml.runs.parameters import listed
+    from slml.runs.parameters import split_names
 
     workspace = open_workspace(on)
-    values = {name: listed(text) for name, text in pairs(tried, "-s").items()}
+    values = {name: split_names(text) for name, text in pairs(tried, "-s").items()}
     resources = requested_resources(cores=cores, memory=memory, gpus=gpus, minutes=minutes, spot=spot)
     jobs = [job(notebook, pairs(parameters) | chosen, resources) for chosen in combinations(values)]
     if line := estimate_line(jobs, workspace):

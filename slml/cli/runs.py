@@ -100,10 +100,10 @@ def logs_command(
     """Print the log of a run.
 
     Example: `slml logs 20230301-101500 --follow`"""
-    from slml.runners.open import follow
+    from slml.runners.open import follow_log
 
     record, runner = run_and_runner(run, open_workspace(on))
-    for text in follow(runner, record.id) if follow_log else [runner.logs(record.id)]:
+    for text in follow_log(runner, record.id) if follow_log else [runner.logs(record.id)]:
         print(text, end="", flush=True)
 
 

@@ -37,7 +37,7 @@ def ingest_command(
     """Ingest files into a table, and account for every row.
 
     Example: `slml ingest 'trips/2023-*.csv' trips --type 'at=timestamp %m/%d/%Y %H:%M'`"""
-    from slml.runs.parameters import listed
+    from slml.runs.parameters import split_names
     from slml.tables.ingest import ingest_files
 
     declared = pairs(types, "--type")
@@ -46,7 +46,7 @@ def ingest_command(
         table,
         open_workspace(on),
         types=declared,
-        columns=listed(columns) or None,
+        columns=split_names(columns) or None,
         duplicates=duplicates,
         append=append,
     )
@@ -131,14 +131,14 @@ def infer_contract_command(
 
     Example: `slml contract infer trips --target fare -o trips.contract.json`"""
     from slml.quality.infer import infer
-    from slml.runs.parameters import listed
+    from slml.runs.parameters import split_names
     from slml.tables.catalog import Catalog
     from slml.tables.engine import open_engine
 
     workspace = open_workspace(on)
     with open_engine(workspace) as engine:
         proposed = infer(
-            Catalog(workspace).snapshot(table), engine, target=target, key=listed(key), time=time, task=task
+            Catalog(workspace).snapshot(table), engine, target=target, key=split_names(key), time=time, task=task
         )
     if output:
         proposed.save(str(output))

@@ -17,7 +17,7 @@ from .cost import Estimate, cost_of, expect, money
 from .prices import PriceBook
 from .rates import rate_of
 from ..errors import BudgetError, SettingsError, UsageError
-from ..runs.run import Run, now
+from ..runs.run import Run, utc_now
 from ..storage import exists, read_text, write_text
 from ..workspace import Workspace
 
@@ -38,7 +38,7 @@ def set_budget(
     "Set the monthly budget of a project. Raises `UsageError` for an amount that is none."
     if usd is not None and (isinstance(usd, bool) or not math.isfinite(usd) or usd < 0):
         raise UsageError("This is no budget.", expected="USD a month, from 0", came=repr(usd))
-    budget = Budget(usd, workspace.user, now())
+    budget = Budget(usd, workspace.user, utc_now())
     write_text(workspace.uri("budget.json"), json.dumps(asdict(budget)))
     return budget
 
@@ -94,7 +94,7 @@ def balance(
     expected = cache(lambda job, needs, runner: expect(job, needs, runs, book, runner).usd)
     spent, promised = 0.0, []
     for run in runs:
-        if run.project != workspace.project or run.id in own or (run.ended and run.created[:7] < month):
+        if run.project != workspace.project or run.id in own or (run.has_ended and run.created[:7] < month):
             continue
         if (cost := cost_of(run, book, moment)).hypothetical or rate_of(run.resources, run.runner, book).hypothetical:
             continue

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .prices import STACK, PriceBook, cheapest, holding
 from ..errors import SubmissionError
-from ..runs.machines import fargate_size, kind
+from ..runs.machines import fargate_size, machine_kind
 from ..runs.resources import Resources
 
 # %% ../../nbs/costs/rates.ipynb #9d8235d2
@@ -62,10 +62,10 @@ def ec2_rate(needs: Resources, families: Collection[str], spot: bool, book: Pric
 # %% ../../nbs/costs/rates.ipynb #c696b3e9
 def aws_rate(needs: Resources, book: PriceBook) -> Rate:
     "What AWS Batch takes for a job. Raises `UsageError` where a price is missing."
-    if kind(needs) == "cpu":
+    if machine_kind(needs) == "cpu":
         with suppress(SubmissionError):
             return fargate_rate(*fargate_size(needs), needs.spot, book)
-    return ec2_rate(needs, STACK.get(kind(needs), ()), needs.spot and needs.nodes == 1, book)
+    return ec2_rate(needs, STACK.get(machine_kind(needs), ()), needs.spot and needs.nodes == 1, book)
 
 # %% ../../nbs/costs/rates.ipynb #eb355056
 def rate_of(

@@ -169,7 +169,7 @@ def train(watch: Watch, last: Decision) -> Decision | None:
     "Run the pipeline, and put what it made in the shadow."
     try:
         pipeline = load_pipeline(project_file(watch.policy.retrain))
-        if any(run.pipeline == pipeline.name and not run.ended for run in list_runs(watch.workspace)):
+        if any(run.pipeline == pipeline.name and not run.has_ended for run in list_runs(watch.workspace)):
             return None
         made = run_pipeline(pipeline, last.parameters, watch.workspace, _unheard)
         version = _made(made.summary, watch)

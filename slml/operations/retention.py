@@ -75,7 +75,7 @@ def needed(
 ) -> Needed:
     "All that hangs on what is needed at first. Raises `StorageError`."
     by_id = {run.id: run for run in runs}
-    wanted = {*start.runs, *(run.id for run in by_id.values() if not run.ended)}
+    wanted = {*start.runs, *(run.id for run in by_id.values() if not run.has_ended)}
     refs, seen = set(start.snapshots), set()
     while new := (wanted | refs) - seen:
         seen |= new
@@ -159,7 +159,7 @@ def old_logs(workspace: Workspace, before: date) -> Iterator[Item]:
 def old_runs(runs: Iterable[Run], before: date) -> Iterator[Item]:
     "Runs that have ended."
     for run in runs:
-        if run.ended and run.created[:10] < before.isoformat():
+        if run.has_ended and run.created[:10] < before.isoformat():
             yield Item("run", run.id, run.created[:10], size(run.folder))
 
 # %% ../../nbs/operations/retention.ipynb #2dc58259

@@ -20,10 +20,10 @@ from .plan import load_pipeline as load_pipeline  # whoever runs one has to load
 from .progress import Report, StepState, show_progress
 from ..runners.open import open_runner
 from ..runners.runner import Runner
-from ..runs.cache import done_before
+from ..runs.cache import find_same_run
 from ..runs.job import fingerprint, job
 from ..runs.parameters import Value
-from ..runs.references import refer, resolve
+from ..runs.references import refer_to_runs, resolve_references
 from ..runs.run import Failure, Run, list_runs
 from ..runs.signals import interruptible
 from ..workspace import Workspace
@@ -69,10 +69,10 @@ def submit_step(
 ) -> None:
     "Submit one step behind those that it needs, unless it was done before. Raises what refuses it."
     step = found.pipeline.steps[name]
-    given = {key: refer(value, found.ids) for key, value in step.parameters.items()}
-    call = job(step.notebook, resolve(given, found.values, found.done), step.resources)
+    given = {key: refer_to_runs(value, found.ids) for key, value in step.parameters.items()}
+    call = job(step.notebook, resolve_references(given, found.values, found.done), step.resources)
     key = "" if call.deferred else fingerprint(call, workspace)
-    before = done_before(key, known, workspace) if key and not step.again else None
+    before = find_same_run(key, known, workspace) if key and not step.again else None
     if before:
         found.done[name] = before
         return
@@ -187,7 +187,7 @@ def run_pipeline(
         raise failure(found, ended)
     seconds = round(time.perf_counter() - begin, 3)
     runs = {name: ended[name] for name in pipeline.steps}
-    summary = resolve(dict(pipeline.summary), values, runs)
+    summary = resolve_references(dict(pipeline.summary), values, runs)
     summary |= {"runs": {name: run.same_as or run.id for name, run in runs.items()}, "seconds": seconds}
     cached = {name for name, run in runs.items() if name in found.done or run.same_as}
     return PipelineRun(pipeline.name, values, runs, frozenset(cached), seconds, summary)

@@ -14,9 +14,9 @@ from pathlib import Path
 import yaml
 
 from ..errors import JobError, PipelineError, StorageError, UsageError, closest
-from ..runs.parameters import REQUIRED, TYPES, Parameter, Value, bind, declared, parse
-from ..runs.references import references, resolve
-from ..runs.resources import RESOURCES, Resources, resources
+from ..runs.parameters import REQUIRED, TYPES, Parameter, Value, bind, parse_value, read_parameters
+from ..runs.references import find_references, resolve_references
+from ..runs.resources import RESOURCE_NAMES, Resources, parse_resources
 from ..storage import read_text
 from ..workspace import project_folder
 
@@ -45,7 +45,7 @@ class Pipeline:
 # %% ../../nbs/pipelines/plan.ipynb #64ff81a0
 def needs(step: Step) -> set[str]:
     "The steps that must be done before this one."
-    return {r.split(".")[0] for r in references(step.parameters) if "." in r} | set(step.after)
+    return {r.split(".")[0] for r in find_references(step.parameters) if "." in r} | set(step.after)
 
 # %% ../../nbs/pipelines/plan.ipynb #8f6d98fa
 def load_pipeline(
@@ -98,7 +98,7 @@ def _parameter(name: str, raw: Mapping, problems: list[str]) -> Parameter:
         problems.append(f"parameter '{name}' has the type {type_}, which is not one of {', '.join(TYPES)}")
         return Parameter(name, "str")
     try:
-        default = parse(Parameter(name, type_), raw["default"]) if "default" in raw else REQUIRED
+        default = parse_value(Parameter(name, type_), raw["default"]) if "default" in raw else REQUIRED
     except ValueError as error:
         problems.append(f"the default of parameter {error}")
         default = REQUIRED
@@ -107,7 +107,7 @@ def _parameter(name: str, raw: Mapping, problems: list[str]) -> Parameter:
 # %% ../../nbs/pipelines/plan.ipynb #ef14e925
 def _step(name: str, raw: Mapping, folder: Path, problems: list[str]) -> Step:
     "A step; what is wrong with it goes to `problems`."
-    problems += _keys(f"step '{name}'", raw, ("notebook", "parameters", "after", "again", *RESOURCES))
+    problems += _keys(f"step '{name}'", raw, ("notebook", "parameters", "after", "again", *RESOURCE_NAMES))
     raw = raw if isinstance(raw, Mapping) else {}
     after = raw.get("after") or ()
     path = raw.get("notebook", f"{name}.ipynb")
@@ -115,7 +115,7 @@ def _step(name: str, raw: Mapping, folder: Path, problems: list[str]) -> Step:
     notebook = next((place for place in places if place.is_file()), places[0])
     after = (after,) if isinstance(after, str) else tuple(after)
     try:
-        needed = resources({name: raw[name] for name in RESOURCES if name in raw})
+        needed = parse_resources({name: raw[name] for name in RESOURCE_NAMES if name in raw})
     except UsageError as error:
         problems.append(f"step '{name}': {error.problem}")
         needed = Resources()
@@ -146,7 +146,7 @@ def order(pipeline: Pipeline) -> list[str]:
 # %% ../../nbs/pipelines/plan.ipynb #9985e322
 def _reference_problems(what: str, value: object, pipeline: Pipeline) -> Iterator[str]:
     "A problem for each reference to a parameter or step that there is not."
-    for reference in references(value):
+    for reference in find_references(value):
         name, dot, _ = reference.partition(".")
         known = pipeline.steps if dot else pipeline.parameters
         if name not in known:
@@ -159,10 +159,10 @@ def _step_problems(step: Step, pipeline: Pipeline) -> Iterator[str]:
     what = f"step '{step.name}'"
     yield from _reference_problems(what, step.parameters, pipeline)
     yield from (f"{what} is after '{n}', which there is not" for n in step.after if n not in pipeline.steps)
-    if step.again and any("." in reference for reference in references(step.parameters)):
+    if step.again and any("." in reference for reference in find_references(step.parameters)):
         yield f"{what} is to run again at every call, and uses what other steps hand on; these decide whether it runs"
     try:
-        yield from (f"{what}: {problem}" for problem in _value_problems(step, declared(step.notebook)))
+        yield from (f"{what}: {problem}" for problem in _value_problems(step, read_parameters(step.notebook)))
     except (JobError, StorageError) as error:
         yield f"{what}: {error.problem}"
 
@@ -172,9 +172,9 @@ def _value_problems(step: Step, known: Mapping[str, Parameter]) -> Iterator[str]
     for name, value in step.parameters.items():
         if name not in known:
             yield f"{Path(step.notebook).name} does not declare '{name}'. {closest(name, known)}".strip()
-        elif not list(references(value)):
+        elif not list(find_references(value)):
             try:
-                parse(known[name], value)
+                parse_value(known[name], value)
             except ValueError as error:
                 yield str(error)
     yield from (f"{n} is required" for n, p in known.items() if p.default is REQUIRED and n not in step.parameters)
@@ -188,9 +188,9 @@ def bind_pipeline(
     values = bind(pipeline.parameters, given, f"the pipeline {pipeline.name}")
     problems = []
     for step in pipeline.steps.values():
-        known = {n: v for n, v in step.parameters.items() if not any("." in r for r in references(v))}
-        filled = Step(step.name, step.notebook, {**step.parameters, **resolve(known, values, {})})
-        problems += [f"step '{step.name}': {p}" for p in _value_problems(filled, declared(step.notebook))]
+        known = {n: v for n, v in step.parameters.items() if not any("." in r for r in find_references(v))}
+        filled = Step(step.name, step.notebook, {**step.parameters, **resolve_references(known, values, {})})
+        problems += [f"step '{step.name}': {p}" for p in _value_problems(filled, read_parameters(step.notebook))]
     if problems:
         raise malformed(pipeline.name, problems)
     return values

@@ -24,7 +24,7 @@ from slml.aws.roles import project_policy, role
 from slml.aws.stack_template import INLINE, PARAMETERS, as_json, as_yaml, template
 from slml.errors import CloudError, SettingsError, UsageError
 from slml.runners.batch import names
-from slml.runs.archive import pack
+from slml.runs.archive import pack_project
 from slml.workspace import Workspace
 
 from support.aws import ACCOUNT, BUCKET, REGION, filled, holds
@@ -92,11 +92,13 @@ def test_the_bucket_is_encrypted_versioned_closed_and_kept(whole: Mapping[str, o
 def test_the_queues_are_those_a_runner_submits_to(whole: Mapping[str, object]) -> None:
     found = filled(whole["Resources"])
     queues = {one["Properties"]["JobQueueName"] for one in found.values() if one["Type"] == "AWS::Batch::JobQueue"}
-    assert queues == {names.queue("slml", kind, spot) for kind in names.KINDS for spot in (True, False)}
+    assert queues == {names.queue_name("slml", kind, spot) for kind in names.KINDS for spot in (True, False)}
     definitions = {
         one["Properties"]["JobDefinitionName"] for one in found.values() if one["Type"] == "AWS::Batch::JobDefinition"
     }
-    assert definitions == {names.definition("slml", p, kind) for p in ("taxi", "houses_eu") for kind in names.KINDS}
+    assert definitions == {
+        names.definition_name("slml", p, kind) for p in ("taxi", "houses_eu") for kind in names.KINDS
+    }
 
 
 def test_no_queue_mixes_fargate_with_ec2_and_nodes_never_run_on_spot(whole: Mapping[str, object]) -> None:
@@ -149,7 +151,7 @@ def arn(service: str, what: str) -> str:
 
 
 def test_a_role_works_in_its_own_project() -> None:
-    own = names.share("taxi", "ada")
+    own = names.share_identifier("taxi", "ada")
     assert allows("taxi", "s3:PutObject", f"arn:aws:s3:::{BUCKET}/taxi/runs/1/run.json")
     assert allows("taxi", "s3:ListBucket", f"arn:aws:s3:::{BUCKET}", s3__prefix="taxi/runs/")
     assert allows("taxi", "glue:UpdateTable", arn("glue", "table/taxi/trips"))
@@ -167,7 +169,7 @@ def test_a_role_works_in_its_own_project() -> None:
 @pytest.mark.parametrize("other", ["houses", "taxi2", "taxi_demo", "tax", "axi"])
 def test_a_role_reaches_nothing_of_another_project(other: str) -> None:
     """Also where the other's name begins as its own does, or is the beginning of it."""
-    share, mine = names.share(other, "ada"), names.share("taxi", "ada")
+    share, mine = names.share_identifier(other, "ada"), names.share_identifier("taxi", "ada")
     for verb in ("GetObject", "PutObject", "DeleteObject", "GetObjectVersion", "AbortMultipartUpload"):
         assert not allows("taxi", f"s3:{verb}", f"arn:aws:s3:::{BUCKET}/{other}/runs/1/run.json")
     for prefix in (other, f"{other}/", f"{other}/runs/", "", "/"):
@@ -433,7 +435,7 @@ def test_a_scheduled_job_runs_slml_in_the_code_that_was_shipped(tmp_path: Path) 
     folder = tmp_path / "project"
     (folder / "nbs").mkdir(parents=True)
     (folder / "slml.toml").write_text("[default]\nproject = 'shipped'\nno_such_setting = 1\n")
-    archive = pack(folder)
+    archive = pack_project(folder)
     path = tmp_path / f"{archive.hash}.tar.gz"
     path.write_bytes(archive.content)
     told = {"SLML_ARCHIVE": str(path), "SLML_CWD": "nbs"}

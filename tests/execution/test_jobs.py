@@ -12,17 +12,17 @@ import nbformat
 import pytest
 
 from slml.errors import JobError, ParameterError, UsageError
-from slml.execution.kernel import kernels
-from slml.execution.notebook import outcome
+from slml.execution.kernel import kernel_manager
+from slml.execution.notebook import notebook_outcome
 from slml.registry.tracking import Tracked, log_run, open_tracking
 from slml.runners.open import run_job
-from slml.runners.runner import prepare
-from slml.runs.environment import kernel_environment, settings
+from slml.runners.runner import prepare_runs
+from slml.runs.environment import kernel_environment, workspace_environment
 from slml.runs.job import fingerprint, job
-from slml.runs.parameters import REQUIRED, bind, declared
+from slml.runs.parameters import REQUIRED, bind, read_parameters
 from slml.runs.run import list_runs, load_run, new_run, save_run
 from slml.runs.signals import Interruption
-from slml.runs.tracking import tracked
+from slml.runs.tracking import tracking_record
 from slml.workspace import Workspace
 
 CELL = """
@@ -48,7 +48,7 @@ def notebook(folder: Path, *sources: str, name: str = "job") -> str:
 
 
 def test_declarations_are_read_without_running_them(tmp_path: Path) -> None:
-    found = declared(notebook(tmp_path, CELL))
+    found = read_parameters(notebook(tmp_path, CELL))
     assert found["source"].default is REQUIRED
     assert found["source"].doc == "the files, a path"
     assert [(p.type, p.default) for p in list(found.values())[1:]] == [("int", 100), ("float", 0.2), ("bool", False)]
@@ -60,11 +60,11 @@ WRONG = ["import os", "a = 1", "a: int = 2 * 3", "a: int | None = None", "a: int
 @pytest.mark.parametrize("line", WRONG)
 def test_anything_else_in_the_cell_is_refused_with_its_line(tmp_path: Path, line: str) -> None:
     with pytest.raises(JobError, match="line 2 of the cell"):
-        declared(notebook(tmp_path, f"rows: int = 1\n{line}"))
+        read_parameters(notebook(tmp_path, f"rows: int = 1\n{line}"))
 
 
 def test_text_is_parsed_by_the_declared_type(tmp_path: Path) -> None:
-    known = declared(notebook(tmp_path, CELL))
+    known = read_parameters(notebook(tmp_path, CELL))
     given = {"source": "20001", "rows": "1_000", "share": "1e-3", "strict": "TRUE"}
     assert bind(known, given) == {"source": "20001", "rows": 1000, "share": 0.001, "strict": True}
 
@@ -102,9 +102,9 @@ def test_the_kernel_needs_no_kernelspec_and_sees_the_workspace(
     cwd.mkdir()
     checks = f"assert (Workspace().root, sys.executable, os.getcwd()) == (root, python, {str(cwd)!r})"
     path = notebook(tmp_path, "root: str\npython: str", imports, checks)
-    run = prepare([job(path, {"root": workspace.root, "python": sys.executable})], workspace)[0]
-    with kernels(kernel_environment(run, workspace)) as kernel:
-        assert outcome(replace(run, cwd=str(cwd)), kernel, Interruption()) == ("done", None)
+    run = prepare_runs([job(path, {"root": workspace.root, "python": sys.executable})], workspace)[0]
+    with kernel_manager(kernel_environment(run, workspace)) as kernel:
+        assert notebook_outcome(replace(run, cwd=str(cwd)), kernel, Interruption()) == ("done", None)
 
 
 def test_two_processes_may_track_at_once_in_a_new_database(workspace: Workspace) -> None:
@@ -114,7 +114,10 @@ def test_two_processes_may_track_at_once_in_a_new_database(workspace: Workspace)
         "for n in range(5): log_run(c, ws, Tracked('t', datetime.now(), 1.0, 'FINISHED', metrics={'n': n}))"
     )
     new = Workspace(root=workspace.root, project="test", tracking_uri=f"sqlite:///{workspace.root}/mlflow.db")
-    started = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **settings(new)}) for _ in range(2)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **workspace_environment(new)})
+        for _ in range(2)
+    ]
     assert [process.wait(60) for process in started] == [0, 0]
     client = open_tracking(new)
     assert len(client.search_runs([client.get_experiment_by_name("test").experiment_id])) == 10
@@ -133,7 +136,7 @@ def test_what_a_run_depends_on_is_written_to_tracking(workspace: Workspace) -> N
     run = replace(
         new_run("train", "train.ipynb", {"split": "trips@5132684771234567890", "rate": 0.1}, workspace), status="done"
     )
-    tags = tracked(replace(run, started=run.created, code="4f2a91c", fingerprint="ab")).tags
+    tags = tracking_record(replace(run, started=run.created, code="4f2a91c", fingerprint="ab")).tags
     assert tags["snapshots"] == "split=trips@5132684771234567890"
     assert tags["code"] == "4f2a91c"
     assert "torch" in tags["libraries"]

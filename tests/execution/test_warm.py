@@ -22,7 +22,7 @@ from slml.runs.job import job
 from slml.runs.run import load_run
 from slml.workspace import Workspace
 
-pytestmark = pytest.mark.skipif(not warm.POSSIBLE, reason="a fork is safe on Linux only; elsewhere all starts are cold")
+pytestmark = pytest.mark.skipif(not warm.CAN_FORK, reason="a fork is safe on Linux only; elsewhere all starts are cold")
 
 # Everything that a process could have from another one, and two random numbers.
 REPORT = """
@@ -57,10 +57,10 @@ def light(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """The environment of a warm process of this test alone, which has loaded next to nothing."""
     folder = tempfile.mkdtemp(prefix="w")  # a socket's path must be short
     monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
-    environment = {**os.environ, **warm.INLINE, "MEANING": "42"}
-    assert warm.ready(environment, idle=60, names=["json", "threading"])
+    environment = {**os.environ, **warm.PLOT_VARIABLES, "MEANING": "42"}
+    assert warm.ensure_warm_process(environment, idle=60, names=["json", "threading"])
     yield environment
-    warm.dismiss(environment)
+    warm.stop_warm_process(environment)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -76,7 +76,7 @@ def run(folder: Path, environment: dict[str, str], source: str, *arguments: str,
                 command, cwd=folder, env=environment, stdin=null, stdout=out, stderr=out, start_new_session=True
             )
         else:
-            process = warm.start(command, str(folder), environment, streams)
+            process = warm.fork_process(command, str(folder), environment, streams)
             assert process, "no warm process answered"
         code = process.wait(60)
         out.seek(0)
@@ -176,9 +176,9 @@ def test_two_callers_at_once(tmp_path: Path, light: dict) -> None:
     assert len({pid for _, pid in found}) == 8
 
 
-def sleeper(folder: Path, environment: dict) -> warm.Forked:
+def sleeper(folder: Path, environment: dict) -> warm.ForkedProcess:
     (folder / "probe.py").write_text("import time; time.sleep(60)")
-    process = warm.start([sys.executable, "-m", "probe"], str(folder), environment)
+    process = warm.fork_process([sys.executable, "-m", "probe"], str(folder), environment)
     assert process
     assert process.poll() is None
     return process
@@ -239,7 +239,7 @@ def test_a_warm_process_that_is_killed_harms_nobody(tmp_path: Path, light: dict)
         process.wait(0.5)
     process.terminate()
     assert process.wait(30) == warm.UNKNOWN
-    assert warm.ready(light, names=["json"])
+    assert warm.ensure_warm_process(light, names=["json"])
     assert run(tmp_path, light, "print(1)")[2] == "1\n"
 
 
@@ -247,22 +247,22 @@ def test_it_ends_itself_when_nobody_comes(monkeypatch: pytest.MonkeyPatch, tmp_p
     folder = tempfile.mkdtemp(prefix="w")
     monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
     environment = dict(os.environ)
-    assert warm.ready(environment, idle=0.5, names=["json"])
+    assert warm.ensure_warm_process(environment, idle=0.5, names=["json"])
     end = time.monotonic() + 30
-    while warm.address(environment).exists() and time.monotonic() < end:
+    while warm.socket_path(environment).exists() and time.monotonic() < end:
         time.sleep(0.05)
-    assert not warm.address(environment).exists()
+    assert not warm.socket_path(environment).exists()
     shutil.rmtree(folder)
 
 
 def test_others_can_neither_ask_nor_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    folder = warm.meeting_place()
+    folder = warm.socket_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o777)
     with pytest.raises(PermissionError):
-        warm.meeting_place()
-    assert warm.start([sys.executable, "-m", "this"], str(tmp_path), dict(os.environ)) is None
+        warm.socket_folder()
+    assert warm.fork_process([sys.executable, "-m", "this"], str(tmp_path), dict(os.environ)) is None
 
 
 def test_a_thread_is_a_reason_to_refuse() -> None:
@@ -296,7 +296,7 @@ def workspace(tmp_path: Path, tracking_uri: str) -> Workspace:
 @pytest.fixture(scope="module")
 def heavy() -> None:
     """The warm process that runs from this machine meet."""
-    assert warm.ready(dict(os.environ), timeout=120)
+    assert warm.ensure_warm_process(dict(os.environ), timeout=120)
 
 
 def notebook(folder: Path, *sources: str) -> str:
@@ -337,7 +337,7 @@ def test_a_warm_run_is_quicker_than_a_cold_one(workspace: Workspace, tmp_path: P
     for kind in (False, True, True, False):
         begin = time.perf_counter()
         id = runners[kind].submit(job(path, {}))
-        while not load_run(workspace, id).ended:
+        while not load_run(workspace, id).has_ended:
             time.sleep(0.02)
         seconds[kind].append(time.perf_counter() - begin)
         assert runners[kind].wait(id).status == "done"
@@ -378,7 +378,7 @@ def test_without_a_warm_process_runs_are_cold(
     shut = tmp_path / "shut"
     shut.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(shut))
-    warm.meeting_place().chmod(0o755)
+    warm.socket_folder().chmod(0o755)
     runner = LocalRunner(workspace)
     assert runner.wait(runner.submit(job(notebook(tmp_path, "1"), {}))).status == "done"
 

@@ -15,8 +15,8 @@ import pytest
 from slml.errors import ParameterError, PipelineError
 from slml.pipelines.pipeline import load_pipeline, run_pipeline
 from slml.pipelines.progress import StepState
-from slml.runs.cache import done_before, stands
-from slml.runs.environment import settings
+from slml.runs.cache import find_same_run, output_exists
+from slml.runs.environment import workspace_environment
 from slml.runs.run import list_runs
 from slml.workspace import Workspace
 
@@ -128,10 +128,10 @@ def test_a_snapshot_that_is_gone_does_not_stand(workspace: Workspace) -> None:
     from slml.tables.catalog import Catalog
 
     snapshot = Catalog(workspace).table("trips").append(pa.table({"fare": [3.25]}))
-    assert stands({"kept": snapshot.ref}, workspace)
+    assert output_exists({"kept": snapshot.ref}, workspace)
     Catalog(workspace).drop("trips")
-    assert not stands({"kept": snapshot.ref}, workspace)
-    assert done_before("0" * 64, [], workspace) is None
+    assert not output_exists({"kept": snapshot.ref}, workspace)
+    assert find_same_run("0" * 64, [], workspace) is None
 
 
 def started(file: Path, workspace: Workspace, steps: int) -> tuple[subprocess.Popen, list[psutil.Process]]:
@@ -143,7 +143,7 @@ def started(file: Path, workspace: Workspace, steps: int) -> tuple[subprocess.Po
         "from slml.pipelines.pipeline import load_pipeline, run_pipeline; from slml.workspace import Workspace\n"
         f"run_pipeline(load_pipeline({str(file)!r}), {{'file': 'x'}}, Workspace())"
     )
-    env = {**os.environ, **settings(workspace)}
+    env = {**os.environ, **workspace_environment(workspace)}
     process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True)
     logs = Path(workspace.root, "runs")
     end = time.monotonic() + 120

@@ -28,13 +28,14 @@ from slml.costs.budget import set_budget
 from slml.errors import BudgetError, CloudError, SubmissionError, UsageError
 from slml.execution.entry import find_run
 from slml.runners.batch import runner as batch
-from slml.runners.batch.client import Service, asking, region_of
-from slml.runners.batch.names import bucket
-from slml.runners.batch.request import RETRY, join_request, request
-from slml.runners.batch.runner import BatchRunner, Watch
+from slml.runners.batch.client import AwsClient, aws_errors, is_transient_aws_error, stack_region
+from slml.runners.batch.names import bucket_name
+from slml.runners.batch.queries import JobLog
+from slml.runners.batch.request import RETRY, job_request, join_request
+from slml.runners.batch.runner import BatchRunner, BatchRuns
 from slml.runners.open import open_runner
-from slml.runners.runner import Place, prepare
-from slml.runs.environment import settings
+from slml.runners.runner import Destination, prepare_runs
+from slml.runs.environment import workspace_environment
 from slml.runs.job import Job, job
 from slml.runs.resources import Resources
 from slml.runs.run import Failure, Run, list_runs, read_run, save_run
@@ -42,7 +43,7 @@ from slml.storage import read_text, write_text
 from slml.workspace import Workspace
 
 ACCOUNT, REGION = "123456789012", "eu-central-1"
-BUCKET = bucket("slml", ACCOUNT, REGION)
+BUCKET = bucket_name("slml", ACCOUNT, REGION)
 CLOUD = Workspace(
     root=f"s3://{BUCKET}/taxi", project="taxi", user="ada", runner="batch", catalog_uri="glue", tracking_uri="", cores=2
 )
@@ -58,7 +59,7 @@ def record(**given: object) -> Run:
     return replace(run, archive=f"{CLOUD.root}/code/ab12.tar.gz", cwd="nbs/jobs", **given)
 
 
-ENVIRONMENT = settings(CLOUD) | {
+ENVIRONMENT = workspace_environment(CLOUD) | {
     "SLML_ARCHIVE": f"s3://{BUCKET}/taxi/code/ab12.tar.gz",
     "SLML_CORES": "2",
     "SLML_CWD": "nbs/jobs",
@@ -104,7 +105,7 @@ def fits(asked: dict) -> dict:
 
 
 def test_a_job_on_cpus_goes_to_fargate() -> None:
-    assert fits(request(record(resources=Resources(cores=2)), CLOUD)) == {
+    assert fits(job_request(record(resources=Resources(cores=2)), CLOUD)) == {
         **COMMON,
         "jobQueue": "slml-cpu",
         "jobDefinition": "slml-taxi-cpu",
@@ -114,7 +115,7 @@ def test_a_job_on_cpus_goes_to_fargate() -> None:
 
 def test_a_gpu_without_spot_goes_to_ec2_on_demand() -> None:
     run = record(resources=Resources(cores=4, gpus=1, spot=False, minutes=60, attempts=1), pipeline="fares")
-    assert fits(request(run, CLOUD, ["a", "b:2"])) == {
+    assert fits(job_request(run, CLOUD, ["a", "b:2"])) == {
         **COMMON,
         "jobQueue": "slml-gpu-ondemand",
         "jobDefinition": "slml-taxi-gpu",
@@ -132,7 +133,7 @@ def test_a_gpu_without_spot_goes_to_ec2_on_demand() -> None:
 def test_several_nodes_are_one_job() -> None:
     run = record(resources=Resources(cores=8, memory=48, gpus=1, nodes=3, processes=1))
     container = {"resourceRequirements": needs(8, 49152, 1), "environment": environment(SLML_CORES="8")}
-    assert fits(request(run, CLOUD)) == {
+    assert fits(job_request(run, CLOUD)) == {
         **COMMON,
         "jobQueue": "slml-nodes",
         "jobDefinition": "slml-taxi-nodes",
@@ -145,7 +146,7 @@ def test_several_nodes_are_one_job() -> None:
 
 def test_an_array_is_told_where_its_list_is() -> None:
     run, place = record(resources=Resources(cores=2)), f"{CLOUD.root}/runs/x/array.txt"
-    assert fits(request(run, CLOUD, (), place, 10_000)) == {
+    assert fits(job_request(run, CLOUD, (), place, 10_000)) == {
         **COMMON,
         "jobQueue": "slml-cpu",
         "jobDefinition": "slml-taxi-cpu",
@@ -178,7 +179,7 @@ def test_a_job_that_joins_others() -> None:
 )
 def test_what_batch_has_not_is_refused(given: dict, part: str) -> None:
     with pytest.raises(SubmissionError, match=part):
-        request(record(resources=Resources(**given)), CLOUD)
+        job_request(record(resources=Resources(**given)), CLOUD)
 
 
 # --- an emulated AWS, with the stack as the template makes it ---
@@ -290,7 +291,7 @@ def test_an_array_is_one_job_of_batch(runner: BatchRunner) -> None:
 
 
 def test_the_next_step_waits_for_the_one_before(runner: BatchRunner) -> None:
-    class Open(Service):
+    class Open(AwsClient):
         def job(self, id: str, age: float = 0.0) -> Mapping:
             return {"status": "RUNNABLE"}
 
@@ -312,15 +313,15 @@ def test_a_step_after_a_failed_one_is_not_submitted(runner: BatchRunner) -> None
 
 
 def test_more_than_20_needs_are_joined(runner: BatchRunner) -> None:
-    class Counting(Service):
+    class Counting(AwsClient):
         asked: list[dict] = []  # noqa: RUF012
 
-        def ask(self, service: str, action: str, **arguments: object) -> dict:
+        def call(self, service: str, action: str, **arguments: object) -> dict:
             self.asked.append(fits(arguments))
             return {"jobId": f"j{len(self.asked)}"}
 
     runs, service = [replace(record(), folder=f"memory://join/{n}") for n in range(1)], Counting()
-    batch.enqueue(runs, [str(n) for n in range(450)], CLOUD, service)
+    batch.submit_to_batch(runs, [str(n) for n in range(450)], CLOUD, service)
     sizes = [len(asked["dependsOn"]) for asked in service.asked]
     assert sizes == [20] * 22 + [10] + [20, 3] + [2]
     assert service.asked[-1]["dependsOn"] == [{"jobId": "j24"}, {"jobId": "j25"}]
@@ -360,15 +361,15 @@ def test_what_nobody_has_is_refused(runner: BatchRunner, changed: dict, resource
 
 
 def test_more_vcpus_than_the_stack_may_have_are_refused(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = Service.ask
+    ask = AwsClient.call
 
-    def small(self: Service, service: str, action: str, **arguments: object) -> dict:
+    def small(self: AwsClient, service: str, action: str, **arguments: object) -> dict:
         answer = ask(self, service, action, **arguments)
         for each in answer.get("computeEnvironments", ()):
             each["computeResources"]["maxvCpus"] = 4
         return answer
 
-    monkeypatch.setattr(Service, "ask", small)
+    monkeypatch.setattr(AwsClient, "call", small)
     with pytest.raises(SubmissionError, match="more than the 4 vCPUs"):
         runner.submit(job("fare.ipynb", {}, Resources(cores=8)))
 
@@ -398,15 +399,15 @@ def test_over_the_budget_nothing_is_submitted(runner: BatchRunner) -> None:
 
 
 def test_who_may_not_look_may_submit(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = Service.ask
+    ask = AwsClient.call
 
-    def guarded(self: Service, service: str, action: str, **arguments: object) -> dict:
+    def guarded(self: AwsClient, service: str, action: str, **arguments: object) -> dict:
         if action.startswith("describe_job_") or action == "describe_compute_environments":
-            with asking(service, action):
+            with aws_errors(service, action):
                 raise denied("AccessDeniedException", 403)
         return ask(self, service, action, **arguments)
 
-    monkeypatch.setattr(Service, "ask", guarded)
+    monkeypatch.setattr(AwsClient, "call", guarded)
     run = record_of(runner, runner.submit(job("fare.ipynb", {})))
     assert run.remote
     assert "not checked before submission: the queue" in run.notes
@@ -433,9 +434,9 @@ def denied(code: str, status: int = 400) -> ClientError:
     ],
 )
 def test_trouble_is_one_sentence(error: Exception, part: str, passes: bool) -> None:
-    with pytest.raises(CloudError, match=part) as told, asking("batch", "describe_jobs"):
+    with pytest.raises(CloudError, match=part) as told, aws_errors("batch", "describe_jobs"):
         raise error
-    assert batch.passing(told.value) == passes
+    assert is_transient_aws_error(told.value) == passes
     assert told.value.todo
 
 
@@ -451,14 +452,14 @@ def test_without_credentials_it_says_so(project: Path, monkeypatch: pytest.Monke
 
 
 def test_the_region_is_in_the_name_of_the_bucket() -> None:
-    assert region_of(CLOUD) == REGION
-    assert region_of(Workspace(root="s3://mine/taxi", catalog_uri="glue", tracking_uri="")) is None
+    assert stack_region(CLOUD) == REGION
+    assert stack_region(Workspace(root="s3://mine/taxi", catalog_uri="glue", tracking_uri="")) is None
 
 
 # --- how it stands, from planted answers ---
 
 
-class Planted(Service):
+class Planted(AwsClient):
     """A Batch that says what it is told to, one answer after the other; the last one stays."""
 
     def __init__(self, *answers: Mapping | Exception):
@@ -468,14 +469,14 @@ class Planted(Service):
     def job(self, id: str, age: float = 0.0) -> Mapping:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
-            with asking("batch", "describe_jobs"):
+            with aws_errors("batch", "describe_jobs"):
                 raise answer
         return answer() if callable(answer) else answer
 
-    def may(self, service: str, action: str, **arguments: object) -> None:
+    def call_if_allowed(self, service: str, action: str, **arguments: object) -> None:
         return None
 
-    def end(self, id: str, reason: str) -> None:
+    def end_job(self, id: str, reason: str) -> None:
         self.ended.append((id, reason))
         self.answers = [{"status": "FAILED", "statusReason": reason}]
 
@@ -484,7 +485,9 @@ class Planted(Service):
 def submitted(project: Path) -> Run:
     """The record of a run that Batch has."""
     workspace = Workspace(root=str(project / "root"), project="taxi", user="ada", tracking_uri="")
-    run = prepare([Job(str(project / "fare.ipynb"), {"rows": 1})], workspace, place=Place("batch", "s3://b/c", "."))[0]
+    run = prepare_runs(
+        [Job(str(project / "fare.ipynb"), {"rows": 1})], workspace, destination=Destination("batch", "s3://b/c", ".")
+    )[0]
     write_text(f"{run.folder}/remote.txt", "job-1")
     return run
 
@@ -566,7 +569,7 @@ def test_a_job_reclaimed_too_often_has_lost_its_host(submitted: Run) -> None:
 
 
 def test_a_wait_survives_throttling_and_a_lost_network(submitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "FIRST", 0.01)
+    monkeypatch.setattr(batch, "FIRST_PAUSE", 0.01)
     lost = EndpointConnectionError(endpoint_url="https://batch")
     trouble = [denied("TooManyRequestsException", 429), lost, denied("ServerException", 500)]
     runner = planted(submitted, {"status": "RUNNING"}, *trouble, failed("Host EC2 (instance i-1) terminated."))
@@ -599,8 +602,8 @@ def test_a_job_that_batch_never_got(submitted: Run) -> None:
 
 
 def test_many_waits_ask_together(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, service = [], Service(REGION)
-    monkeypatch.setattr(service, "ask", lambda *_, jobs: (asked.append(len(jobs)), {"jobs": []})[1])
+    asked, service = [], AwsClient(REGION)
+    monkeypatch.setattr(service, "call", lambda *_, jobs: (asked.append(len(jobs)), {"jobs": []})[1])
     ids = [str(n) for n in range(100)]
     for id in ids:
         service.watch(id)
@@ -613,7 +616,7 @@ def test_many_waits_ask_together(aws: None, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_log_is_all_attempts_in_their_order(aws: None) -> None:
-    logs, service = boto3.client("logs"), Service(REGION)
+    logs, service = boto3.client("logs"), AwsClient(REGION)
     logs.create_log_group(logGroupName="/slml/slml")
     now = int(time.time() * 1000)
     for stream, lines in {"taxi/1": ["first try"], "taxi/2": [f"line {n}" for n in range(30)]}.items():
@@ -623,7 +626,7 @@ def test_a_log_is_all_attempts_in_their_order(aws: None) -> None:
     options = {"logConfiguration": {"options": {"awslogs-group": "/slml/slml"}}}
     attempts = [{"container": {"logStreamName": stream}} for stream in ("taxi/1", "taxi/2")]
     found = {"container": {**options, "logStreamName": "taxi/2"}, "attempts": attempts}
-    log = batch.Log(service)
+    log = JobLog(service)
     text = "first try\n" + "".join(f"line {n}\n" for n in range(30))
     assert log.text([found]) == text
     event = {"timestamp": now + 100, "message": "one more"}
@@ -634,5 +637,5 @@ def test_a_log_is_all_attempts_in_their_order(aws: None) -> None:
 
 def test_watch_is_quiet_about_a_run_that_is_done(submitted: Run) -> None:
     save_run(replace(submitted, status="done"))
-    watch = Watch(planted(submitted, denied("AccessDenied", 403)).workspace, Planted(denied("AccessDenied", 403)))
-    assert watch.ended(submitted.id).status == "done", "the record is enough"
+    watch = BatchRuns(planted(submitted, denied("AccessDenied", 403)).workspace, Planted(denied("AccessDenied", 403)))
+    assert watch.wait(submitted.id).status == "done", "the record is enough"

@@ -17,9 +17,9 @@ from cloud.kubernetes_api import Cluster as Emulated
 from kubernetes import client
 
 from slml.errors import CloudError, SubmissionError
-from slml.runners.kubernetes.manifest import manifest, service, waiter
+from slml.runners.kubernetes.manifest import job_manifest, service_manifest, waiter_manifest
 from slml.runners.kubernetes.runner import KubernetesRunner
-from slml.runners.kubernetes.why import failure_of, no_image, reason, said, state_of
+from slml.runners.kubernetes.why import cluster_failure, cluster_reason, job_state, lacks_image, pod_messages
 from slml.runners.open import open_runner
 from slml.runs.job import Job, job
 from slml.runs.resources import Resources
@@ -51,35 +51,37 @@ def as_typed(asked: dict, kind: str) -> object:
 )
 def test_the_clients_models_know_every_field(needs):
     run = replace(RUN, resources=needs)
-    typed = as_typed(manifest(run, REMOTE, suspend=True), "V1Job")
+    typed = as_typed(job_manifest(run, REMOTE, suspend=True), "V1Job")
     pod = typed.spec.template.spec
     assert pod.restart_policy == "Never"
     assert pod.containers[0].resources.requests == pod.containers[0].resources.limits
     assert pod.service_account_name.startswith("slml-taxi-dc")
     assert (typed.spec.completions or 1) == needs.nodes
-    assert as_typed(waiter(run, REMOTE, "uid"), "V1Job").metadata.owner_references[0].name == typed.metadata.name
-    assert as_typed(service(run, "ml", "uid"), "V1Service").spec.cluster_ip == "None"
+    assert (
+        as_typed(waiter_manifest(run, REMOTE, "uid"), "V1Job").metadata.owner_references[0].name == typed.metadata.name
+    )
+    assert as_typed(service_manifest(run, "ml", "uid"), "V1Service").spec.cluster_ip == "None"
 
 
 def test_an_array_fails_index_by_index():
-    typed = as_typed(manifest(RUN, REMOTE, "gs://fares/taxi/runs/1/array.txt", 500), "V1Job")
+    typed = as_typed(job_manifest(RUN, REMOTE, "gs://fares/taxi/runs/1/array.txt", 500), "V1Job")
     assert (typed.spec.completions, typed.spec.backoff_limit, typed.spec.backoff_limit_per_index) == (500, None, 2)
     assert typed.spec.pod_failure_policy.rules[1].action == "FailIndex"
 
 
 def test_names_and_labels_are_as_kubernetes_takes_them():
     odd = replace(RUN, id=f"20230105-101500-123-{'A_job' * 30}-4f2a", user="Ädä @ home ", project="p" * 90)
-    asked = manifest(odd, REMOTE)
+    asked = job_manifest(odd, REMOTE)
     names = [asked["metadata"]["name"], asked["spec"]["template"]["spec"]["serviceAccountName"]]
     assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,55}[a-z0-9])?", name) for name in names)
     values = asked["metadata"]["labels"].values()
     assert all(re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value) for value in values)
-    other = manifest(replace(odd, id=odd.id[:-1] + "b"), REMOTE)
+    other = job_manifest(replace(odd, id=odd.id[:-1] + "b"), REMOTE)
     assert other["metadata"]["name"] != names[0]
 
 
 def test_nothing_in_a_pod_is_root():
-    pod = manifest(RUN, REMOTE)["spec"]["template"]["spec"]
+    pod = job_manifest(RUN, REMOTE)["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
 
@@ -118,7 +120,7 @@ GONE = {"spec": {}, "status": {"conditions": [{"type": "Failed", "status": "True
     ],
 )
 def test_a_pod_that_could_not_speak_is_spoken_for(pods, kind):
-    failure = failure_of(FAILED if pods else GONE, pods)
+    failure = cluster_failure(FAILED if pods else GONE, pods)
     assert failure.type == kind
     assert failure.message
 
@@ -134,21 +136,21 @@ def test_each_state_has_a_sentence():
         ([], [quota], "quota"),
         ([], [account], "account"),
     ]:
-        told = reason(RUN, "waiting", pods, events)
+        told = cluster_reason(RUN, "waiting", pods, events)
         assert words in str(told)
         assert told.todo
-    assert "5132" in str(reason(RUN, "suspended", [], waits=["5132"]))
-    assert "node-1" in str(reason(RUN, "running", [pod("Running") | {"spec": {"nodeName": "node-1"}}]))
+    assert "5132" in str(cluster_reason(RUN, "suspended", [], waits=["5132"]))
+    assert "node-1" in str(cluster_reason(RUN, "running", [pod("Running") | {"spec": {"nodeName": "node-1"}}]))
 
 
 def test_how_far_a_job_has_come():
     job = {"spec": {}, "status": {"completedIndexes": "0-2", "failedIndexes": "4"}}
-    assert [state_of(job, [], index) for index in "0123456"[:5]] == [
+    assert [job_state(job, [], index) for index in "0123456"[:5]] == [
         "succeeded", "succeeded", "succeeded", "waiting", "failed",
     ]  # fmt: skip
-    assert state_of({"spec": {"suspend": True}}, []) == "suspended"
-    assert no_image([pod(**container(waiting={"reason": "InvalidImageName"}))])
-    assert said(pod()) == []
+    assert job_state({"spec": {"suspend": True}}, []) == "suspended"
+    assert lacks_image([pod(**container(waiting={"reason": "InvalidImageName"}))])
+    assert pod_messages(pod()) == []
 
 
 # The whole way, with the official client and a server on the loopback
@@ -284,7 +286,7 @@ def test_an_image_that_is_not_there(runner, cluster, monkeypatch):
     missing = KubernetesRunner(runner.workspace.model_copy(update={"image": "missing"}))
     id = missing.submit(job(notebook("one", "", "1"), {}))
     until(lambda: "could not be fetched" in missing.why(id).why)
-    monkeypatch.setattr("slml.runners.kubernetes.runner.no_image", lambda pods: bool(pods))
+    monkeypatch.setattr("slml.runners.kubernetes.runner.lacks_image", lambda pods: bool(pods))
     run = missing.wait(id)
     assert (run.status, run.error.type) == ("failed", "ImageNotFound")
     until(lambda: not cluster.jobs)

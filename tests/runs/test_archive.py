@@ -25,9 +25,9 @@ from s3fs import S3FileSystem
 
 from slml.errors import StorageError, SubmissionError
 from slml.execution.entry import PORT, launch_command
-from slml.runners.runner import Place, prepare
-from slml.runs.archive import check_inputs, inside, pack, ship, unpack
-from slml.runs.environment import settings
+from slml.runners.runner import Destination, prepare_runs
+from slml.runs.archive import check_inputs, pack_project, path_in_project, unpack_archive, upload_project
+from slml.runs.environment import workspace_environment
 from slml.runs.job import Job, job
 from slml.runs.resources import Resources
 from slml.runs.run import Run, read_run
@@ -56,7 +56,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def names(folder: Path) -> set[str]:
-    return {name for name in pack(folder).files if not (folder / name).is_dir()}
+    return {name for name in pack_project(folder).files if not (folder / name).is_dir()}
 
 
 # What travels.
@@ -95,7 +95,7 @@ def test_slmlignore_has_the_last_word_and_needs_no_git(project: Path, tmp_path: 
 def test_where_git_cannot_answer_nothing_is_sent(tmp_path: Path) -> None:
     folder = write(tmp_path, {".git": "gitdir: /nowhere", "a.secret": ""})
     with pytest.raises(SubmissionError, match="git does not say"):
-        pack(folder)
+        pack_project(folder)
 
 
 def test_a_file_deleted_since_the_last_commit_is_no_trouble(project: Path) -> None:
@@ -117,16 +117,16 @@ def test_two_checkouts_have_one_name(project: Path, tmp_path: Path) -> None:
     finally:
         os.umask(before)
     os.utime(other / "fares.py", (1e9, 1e9))
-    assert pack(project) == pack(other)
+    assert pack_project(project) == pack_project(other)
     (other / "fares.py").chmod(0o755)
-    assert pack(project).hash != pack(other).hash, "whether it can be executed is content"
+    assert pack_project(project).hash != pack_project(other).hash, "whether it can be executed is content"
 
 
 def test_names_of_all_kinds_arrive(project: Path, workspace: Workspace, tmp_path: Path) -> None:
     write(project, {"naïve — 東京.csv": "1", "e\u0301.csv": "2", "line\nbreak": "3", "x" * 200: "4", " -rf": "5"})
     with open(os.fsencode(project) + b"/latin\xe9.csv", "w") as file:
         file.write("6")
-    there = unpack(ship(project, workspace), tmp_path / "there")
+    there = unpack_archive(upload_project(project, workspace), tmp_path / "there")
     assert sorted(os.listdir(there)) == sorted(name for name in os.listdir(project) if not name.startswith("."))
 
 
@@ -138,7 +138,7 @@ def test_links_and_empty_folders(project: Path, workspace: Workspace, tmp_path: 
     (project / "gone").symlink_to("nowhere")
     (project / "out").mkdir()
     os.mkfifo(project / "pipe")
-    there = unpack(ship(project, workspace), tmp_path / "there")
+    there = unpack_archive(upload_project(project, workspace), tmp_path / "there")
     assert (there / "rates.csv").read_text() == "2.5"
     assert not (there / "rates.csv").is_symlink()
     assert os.readlink(there / "again") == "nbs"
@@ -148,10 +148,10 @@ def test_links_and_empty_folders(project: Path, workspace: Workspace, tmp_path: 
     assert not (there / "gone").is_symlink()
     (project / "data").symlink_to(outside)
     with pytest.raises(SubmissionError, match="data is a link to a folder") as caught:
-        pack(project)
+        pack_project(project)
     assert ".slmlignore" in caught.value.todo
     write(project, {".slmlignore": "data"})
-    pack(project)
+    pack_project(project)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read a file")
@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_read_is_named() -> None:
         os.seteuid(65534)
         try:
             with pytest.raises(SubmissionError, match=r"secret\.key cannot be packed"):
-                pack(Path(folder))
+                pack_project(Path(folder))
         finally:
             os.seteuid(0)
 
@@ -183,7 +183,7 @@ def test_a_file_that_never_rests_is_refused(project: Path) -> None:
     begun.wait(10)
     try:
         with pytest.raises(SubmissionError, match=r"growing\.log changes while"):
-            pack(project)
+            pack_project(project)
     finally:
         stop.set()
         thread.join()
@@ -193,7 +193,7 @@ def test_a_large_project_is_refused_before_it_is_read(project: Path) -> None:
     with open(project / "trips.parquet", "wb") as file:
         file.truncate(10**12)  # a sparse file: nothing could read it in time
     with pytest.raises(SubmissionError) as caught:
-        pack(project)
+        pack_project(project)
     assert "trips.parquet (1,000,000.0 MB)" in caught.value.came
     assert "100.0 MB" in caught.value.expected
 
@@ -203,9 +203,9 @@ def test_a_large_project_is_refused_before_it_is_read(project: Path) -> None:
 
 def test_sent_once_even_by_two_at_once(project: Path, workspace: Workspace) -> None:
     with ThreadPoolExecutor(4) as pool:
-        [uri] = set(pool.map(lambda _: ship(project, workspace), range(4)))
+        [uri] = set(pool.map(lambda _: upload_project(project, workspace), range(4)))
     made = os.stat(uri).st_mtime_ns
-    assert ship(project, workspace) == uri
+    assert upload_project(project, workspace) == uri
     assert os.stat(uri).st_mtime_ns == made
     assert expand(workspace.uri("code")) == [uri], "and nothing half written beside it"
 
@@ -242,20 +242,20 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile
 )
 def test_an_archive_writes_nothing_outside(wrong: tarfile.TarInfo, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be unpacked"):
-        unpack(packed(tmp_path, wrong), tmp_path / "there" / "deep")
+        unpack_archive(packed(tmp_path, wrong), tmp_path / "there" / "deep")
     assert not (tmp_path / "evil").exists()
     assert not (tmp_path / "there" / "evil").exists()
 
 
 def test_a_damaged_archive_is_not_unpacked(project: Path, workspace: Workspace, tmp_path: Path) -> None:
-    uri = ship(project, workspace)
+    uri = upload_project(project, workspace)
     whole = Path(uri).read_bytes()
     for content in (whole[:-20], b"", whole + b"x", gzip.compress(b"no tar")):
         Path(uri).write_bytes(content)
         with pytest.raises(StorageError, match="is damaged"):
-            unpack(uri, tmp_path / "there")
+            unpack_archive(uri, tmp_path / "there")
     with pytest.raises(StorageError, match="cannot be read"):
-        unpack(uri.replace("code/", "none/"), tmp_path / "there")
+        unpack_archive(uri.replace("code/", "none/"), tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
 
@@ -301,10 +301,10 @@ def test_inputs_that_would_be_missing_are_told_together(
 
 
 def test_where_a_folder_lies(project: Path, tmp_path: Path) -> None:
-    assert inside(project, project) == "."
-    assert inside(project / "nbs", project) == "nbs"
+    assert path_in_project(project, project) == "."
+    assert path_in_project(project / "nbs", project) == "nbs"
     with pytest.raises(SubmissionError):
-        inside(tmp_path, project)
+        path_in_project(tmp_path, project)
 
 
 # Run where it arrives.
@@ -348,10 +348,10 @@ class Container:
 
 
 def container(project: Path, workspace: Workspace, asked: Job, place: Path, cwd: str = ".") -> Container:
-    archive = ship(project, workspace)
-    [run] = prepare([asked], workspace, place=Place("batch", archive, cwd))
+    archive = upload_project(project, workspace)
+    [run] = prepare_runs([asked], workspace, destination=Destination("batch", archive, cwd))
     place.mkdir()
-    told = settings(workspace) | {"SLML_RUN": run.folder, "SLML_ARCHIVE": archive, "SLML_CWD": run.cwd}
+    told = workspace_environment(workspace) | {"SLML_RUN": run.folder, "SLML_ARCHIVE": archive, "SLML_CWD": run.cwd}
     return Container(run, told | {"TMPDIR": str(place)}, place)
 
 

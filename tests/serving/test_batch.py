@@ -22,7 +22,7 @@ from slml.registry.gate import Audited
 from slml.registry.versions import register
 from slml.runners.local import LocalRunner
 from slml.runners.open import run_job
-from slml.runs.environment import settings
+from slml.runs.environment import workspace_environment
 from slml.runs.job import job
 from slml.serving.batch import held, predict
 from slml.tables.catalog import Catalog, Snapshot
@@ -141,7 +141,11 @@ assert not {"torch", "mlflow"} & set(sys.modules)
 def started(bundle: Bundle, snapshot: Snapshot, workspace: Workspace, folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-c", PREDICT, bundle.uri, snapshot.ref, str(folder)]
     return subprocess.Popen(
-        command, env={**os.environ, **settings(workspace)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, **workspace_environment(workspace)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -19,7 +19,7 @@ from slml.quality.clean import clean
 from slml.quality.infer import infer
 from slml.runners.local import LocalRunner
 from slml.runs.job import job
-from slml.runs.parameters import declared
+from slml.runs.parameters import read_parameters
 from slml.sampling.split import Part, split
 from slml.storage import filesystem, write_text
 from slml.tables.catalog import Catalog
@@ -238,6 +238,6 @@ def test_the_job_hands_on_what_the_train_job_takes(tmp_path: Path, tracking_uri:
     assert run.metrics["valid_rmse"] == min(run.history["valid_rmse"]) <= run.metrics["valid_rmse_of_defaults"]
     with open(run.artifacts["trials"]) as file:
         assert {row["ended"] for row in csv.DictReader(file)} == {"done"}
-    taken = declared(str(notebook.with_name("train.ipynb")))
+    taken = read_parameters(str(notebook.with_name("train.ipynb")))
     for name in ("learning_rate", "weight_decay", "width", "depth", "dropout"):
         assert type(run.outputs[name]).__name__ == taken[name].type
