@@ -16,7 +16,7 @@ import msgspec
 
 from ..errors import RegistryError
 from ..monitoring.alerts import Alert, Breach
-from ..storage import create_file, filesystem, read_text, reading
+from ..storage import create_file, filesystem, read_errors, read_text
 from ..workspace import Workspace
 
 # %% ../../nbs/operations/decisions.ipynb #a7a250cd
@@ -74,7 +74,7 @@ def folder(workspace: Workspace, model: str) -> str:
 def _files(place: str) -> list[str]:  # URIs
     "The files of decisions, the oldest first."
     fs, path = filesystem(place)
-    with reading(place):
+    with read_errors(place):
         names = [uri.rsplit("/", 1)[-1] for uri in (fs.ls(path, detail=False) if fs.exists(path) else [])]
     return [f"{place}/{name}" for name in sorted(names) if re.fullmatch(r"\d{8}\.json", name)]
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from ..errors import RegistryError
-from ..storage import create_file, filesystem, reading
+from ..storage import create_file, filesystem, read_errors
 
 # %% ../../nbs/registry/aliases.ipynb #2af6fd8a
 class Pointer(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ def read_state(
 def _numbers(place: str) -> list[int]:
     "The numbers of the changes that are there, in no order."
     fs, path = filesystem(place)
-    with reading(place):
+    with read_errors(place):
         try:
             names = fs.ls(path, detail=False)
         except FileNotFoundError:
@@ -96,7 +96,7 @@ def _state(place: str, number: int) -> State | None:
     "The state after one change, None where there is none. Raises `StorageError`, `RegistryError`."
     uri = _file(place, number)
     fs, path = filesystem(uri)
-    with reading(uri):
+    with read_errors(uri):
         try:
             data = fs.cat_file(path)
         except FileNotFoundError:

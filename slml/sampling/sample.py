@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import ibis
 
 from ..errors import SamplingError, UsageError
-from .split import Part, Range, _require, start, turn
+from .split import Part, Range, require_column, rotate, seed_start
 from ..tables.rowhash import ROW_HASH
 
 if TYPE_CHECKING:
@@ -26,21 +26,21 @@ def prefix(
     seed: int,  # where to begin to count
 ) -> Part:
     "The beginning of a part, seen from the start of a seed."
-    positions = turn(part.ranges, -start(seed))
+    positions = rotate(part.ranges, -seed_start(seed))
     left = math.ceil(share * sum(high - low for low, high in positions))
     taken: list[Range] = []
     for low, high in positions:
         taken += [(low, min(high, low + left))] if left > 0 else []
         left -= high - low
-    return part.model_copy(update={"ranges": turn(taken, start(seed))})
+    return part.model_copy(update={"ranges": rotate(taken, seed_start(seed))})
 
 # %% ../../nbs/sampling/sample.ipynb #20682338
-def _generous(rows: int, total: int) -> float:
+def _safe_share(rows: int, total: int) -> float:
     "A share that holds at least so many rows, nearly always: six standard deviations more."
     return min(1.0, (rows + 6 * math.sqrt(rows) + 50) / total)
 
 # %% ../../nbs/sampling/sample.ipynb #f012e456
-def _enough(table: ibis.Table, engine: "Engine", part: Part, rows: int, seed: int) -> ibis.Table:
+def _prefix_with_rows(table: ibis.Table, engine: "Engine", part: Part, rows: int, seed: int) -> ibis.Table:
     "A beginning of the part that has the rows, by doubling. Raises SamplingError where the part has fewer."
     total = engine.read(part.filter(table).aggregate(rows=ibis._.count()))["rows"][0].as_py()
     if rows > total:
@@ -50,7 +50,7 @@ def _enough(table: ibis.Table, engine: "Engine", part: Part, rows: int, seed: in
             came=f"{rows:,}",
             todo="ask for fewer rows, or for all of them with share=1.",
         )
-    share = _generous(rows, total)
+    share = _safe_share(rows, total)
     while True:
         found = prefix(part, share, seed).filter(table)
         if share == 1 or engine.read(found.aggregate(rows=found.count()))["rows"][0].as_py() >= rows:
@@ -58,11 +58,11 @@ def _enough(table: ibis.Table, engine: "Engine", part: Part, rows: int, seed: in
         share = min(1.0, 2 * share)
 
 # %% ../../nbs/sampling/sample.ipynb #72736878
-def _ordered(table: ibis.Table, seed: int) -> ibis.Table:
+def _order_by_hash(table: ibis.Table, seed: int) -> ibis.Table:
     "The rows as they lie on the circle, from the start of the seed."
     others = sorted(name for name in table.columns if name != ROW_HASH)
     ties = [ibis.asc(name, nulls_first=True) for name in others]
-    return table.order_by([table[ROW_HASH] < start(seed), table[ROW_HASH], *ties])
+    return table.order_by([table[ROW_HASH] < seed_start(seed), table[ROW_HASH], *ties])
 
 # %% ../../nbs/sampling/sample.ipynb #ef78a4f6
 def sample(
@@ -85,10 +85,10 @@ def sample(
             came="neither" if share is None else "both",
         )
     table, part = engine.table(snapshot), part or Part()
-    _require(table, ROW_HASH, snapshot)
+    require_column(table, ROW_HASH, snapshot)
     if rows is not None:
         _check(rows >= 1, "The number of rows of a sample must be at least 1.", f"{rows}")
-        return _ordered(_enough(table, engine, part, rows, seed), seed).limit(rows)
+        return _order_by_hash(_prefix_with_rows(table, engine, part, rows, seed), seed).limit(rows)
     _check(0 < share <= 1, "The share of a sample must be above 0 and at most 1.", f"{share}")
     return prefix(part, share, seed).filter(table)
 

@@ -31,20 +31,20 @@ from ibis.common.exceptions import IbisError
 from sqlglot.errors import SqlglotError
 
 from ..errors import SettingsError, SlmlError, StorageError, TableError, closest
-from ..storage import filesystem, from_service
+from ..storage import filesystem, is_storage_error
 from .catalog import Snapshot
 from .rowhash import ROW_HASH, row_hash
 from ..workspace import Workspace
 
 # %% ../../nbs/tables/duckdb.ipynb #2cb29ad6
-def _literal(path: str) -> str:
+def _quoted_path(path: str) -> str:
     "A path as DuckDB takes it: a quoted string in which nothing is a pattern."
     return "'" + re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''") + "'"
 
 
-def _parquet(files: Iterable[str]) -> str:
+def _read_parquet(files: Iterable[str]) -> str:
     "The rows of these files, in this order, as SQL."
-    return f"read_parquet([{', '.join(map(_literal, files))}], hive_partitioning = false)"
+    return f"read_parquet([{', '.join(map(_quoted_path, files))}], hive_partitioning = false)"
 
 # %% ../../nbs/tables/duckdb.ipynb #bf06ebd5
 def _view_name(source: Snapshot | Sequence[str]) -> str:
@@ -71,7 +71,7 @@ def _query_error(
     return TableError("The query cannot be answered.", came=problem or kind, todo=" ".join(hints))
 
 # %% ../../nbs/tables/duckdb.ipynb #14d0f9c1
-def _fault(path: str) -> str:
+def _file_fault(path: str) -> str:
     "What is wrong with a Parquet file; nothing if it can be read to its end."
     try:
         fs, inner = filesystem(path)
@@ -79,16 +79,16 @@ def _fault(path: str) -> str:
             for _ in pq.ParquetFile(stream).iter_batches():
                 pass
     except Exception as error:
-        if not (from_service(error) or isinstance(error, ValueError)):
+        if not (is_storage_error(error) or isinstance(error, ValueError)):
             raise
         return str(error)
     return ""
 
 
-def _damaged(files: Iterable[str]) -> TableError | None:
+def _damaged_file_error(files: Iterable[str]) -> TableError | None:
     "The first of these files that cannot be read."
     for path in files:
-        if fault := _fault(path):
+        if fault := _file_fault(path):
             return TableError(
                 f"The file {path} is missing or damaged.",
                 came=fault.splitlines()[0],
@@ -100,7 +100,7 @@ def _damaged(files: Iterable[str]) -> TableError | None:
 QUERY_ERRORS = ("Binder", "Catalog", "Conversion", "Out of Range", "Parser", "Syntax")
 
 
-def _meaning(
+def _translate_error(
     error: Exception,  # of DuckDB or Ibis
     files: Iterable[str],  # that the engine may have been reading
     tables: Sequence[str] = (),  # the names that the query could use
@@ -118,7 +118,7 @@ def _meaning(
         )
     if "No space left" in str(error):
         return StorageError("The disk is full.", came=first, todo="free some space for what the query spills.")
-    return _damaged(files) or _query_error(error)
+    return _damaged_file_error(files) or _query_error(error)
 
 # %% ../../nbs/tables/duckdb.ipynb #7d077d34
 def _hash_columns(*columns: pa.Array) -> pa.Array:
@@ -131,7 +131,7 @@ def _with_hash(connection: duckdb.DuckDBPyConnection) -> None:
     connection.create_function(ROW_HASH, _hash_columns, None, "BIGINT", type="arrow", null_handling="special")
 
 # %% ../../nbs/tables/duckdb.ipynb #632299ed
-def _hash_function(types: tuple[ibis.DataType, ...]) -> Callable[..., ibis.Value]:
+def _row_hash_function(types: tuple[ibis.DataType, ...]) -> Callable[..., ibis.Value]:
     "`row_hash` as Ibis sees it, for columns of these types."
 
     def hashing(): ...
@@ -141,7 +141,7 @@ def _hash_function(types: tuple[ibis.DataType, ...]) -> Callable[..., ibis.Value
     return ibis.udf.scalar.builtin(name=ROW_HASH, signature=(types, "int64"))(hashing)
 
 # %% ../../nbs/tables/duckdb.ipynb #12aab63b
-def _hash_value(expr: ibis.Table, columns: Sequence[str]) -> ibis.Value:  # int64
+def _row_hash_of(expr: ibis.Table, columns: Sequence[str]) -> ibis.Value:  # int64
     "The row hash of these columns. Raises `TableError` for one that is not there."
     if name := next((n for n in columns if n not in expr.columns), None):
         raise TableError(
@@ -150,11 +150,11 @@ def _hash_value(expr: ibis.Table, columns: Sequence[str]) -> ibis.Value:  # int6
             came=name,
             todo=closest(name, expr.columns) or "name a column of the table.",
         )
-    hashing = _hash_function(tuple(expr[name].type() for name in columns))
+    hashing = _row_hash_function(tuple(expr[name].type() for name in columns))
     return hashing(*(expr[name] for name in columns))
 
 # %% ../../nbs/tables/duckdb.ipynb #ee02dd64
-def _connect(memory: str, cores: int) -> ibis.BaseBackend:
+def _open_backend(memory: str, cores: int) -> ibis.BaseBackend:
     "A database in memory. Raises `SettingsError` for a limit that DuckDB does not understand."
     try:
         backend = ibis.duckdb.connect(autoinstall_known_extensions=False, memory_limit=memory, threads=cores)
@@ -170,14 +170,14 @@ def _connect(memory: str, cores: int) -> ibis.BaseBackend:
     return backend
 
 # %% ../../nbs/tables/duckdb.ipynb #9ed3a513
-def _reach(connection: duckdb.DuckDBPyConnection, files: Iterable[str]) -> None:
+def _register_filesystems(connection: duckdb.DuckDBPyConnection, files: Iterable[str]) -> None:
     "Let DuckDB read files that are not on this machine."
     for scheme, file in {file.partition("://")[0]: file for file in files if "://" in file}.items():
         if scheme not in ("file", *connection.list_filesystems()):
             connection.register_filesystem(filesystem(file)[0])
 
 # %% ../../nbs/tables/duckdb.ipynb #e7183e15
-def _started(cursor: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
+def _start_query(cursor: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
     "Begin a query; when that is broken off, end it too. Raises what DuckDB raises, and `KeyboardInterrupt`."
     try:
         return cursor.execute(query)
@@ -196,22 +196,22 @@ def _may_stall(plan: dict) -> bool:
     return plan["name"] == "UNION" or (plan["name"] not in GATHERS and any(map(_may_stall, plan["children"])))
 
 # %% ../../nbs/tables/duckdb.ipynb #f2acd63a
-def _streamable(
+def _start_stream(
     cursor: duckdb.DuckDBPyConnection,  # of this query alone
     query: str,
 ) -> duckdb.DuckDBPyConnection:  # from which a reader can be made
     "Begin a query whose result is read piece by piece. Raises what DuckDB raises, and `KeyboardInterrupt`."
     [(_, plan)] = cursor.execute(f"EXPLAIN (FORMAT json) {query}").fetchall()
     if any(map(_may_stall, json.loads(plan))):
-        _started(cursor, f"CREATE TEMP TABLE gathered AS {query}")
+        _start_query(cursor, f"CREATE TEMP TABLE gathered AS {query}")
         query = "FROM gathered"
-    return _started(cursor, query)
+    return _start_query(cursor, query)
 
 # %% ../../nbs/tables/duckdb.ipynb #2504f784
 YOUNG = 600  # seconds
 
 
-def _hold(folder: str | Path) -> int | None:
+def _lock_folder(folder: str | Path) -> int | None:
     "A lock on a folder, for as long as the descriptor is open; nothing if someone else has it."
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -222,27 +222,27 @@ def _hold(folder: str | Path) -> int | None:
     return descriptor
 
 
-def _sweep(scratch: Path) -> None:
+def _remove_old_folders(scratch: Path) -> None:
     "Remove what engines left behind that were killed."
     for folder in scratch.glob("duckdb-*"):
         with suppress(OSError):  # another engine sweeps at the same time
-            if time.time() - folder.stat().st_mtime > YOUNG and (held := _hold(folder)) is not None:
+            if time.time() - folder.stat().st_mtime > YOUNG and (held := _lock_folder(folder)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(held)
 
 # %% ../../nbs/tables/duckdb.ipynb #a8995b04
-def _own_folder(scratch: Path) -> tuple[str, int | None]:
+def _make_spill_folder(scratch: Path) -> tuple[str, int | None]:
     "A folder of this engine in `scratch`, and the lock on it. Raises `StorageError` where it cannot be made."
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        _sweep(scratch)
+        _remove_old_folders(scratch)
         folder = mkdtemp(prefix="duckdb-", dir=scratch)
-        return folder, _hold(folder)
+        return folder, _lock_folder(folder)
     except OSError as error:
         raise StorageError(f"{scratch} cannot be written.", came=error.strerror or str(error)) from error
 
 
-def _give_back(folder: str, lock: int | None) -> None:
+def _release_folder(folder: str, lock: int | None) -> None:
     "Remove the folder of an engine, then its lock."
     shutil.rmtree(folder, ignore_errors=True)
     if lock is not None:
@@ -265,19 +265,19 @@ class DuckDBEngine:
         cores: int,  # threads
         scratch: Path,  # folder in which this engine makes one for what it spills
     ):
-        self._backend = _connect(memory, cores)
-        spill, lock = _own_folder(Path(scratch))
-        self._give_back = weakref.finalize(self._backend, _give_back, spill, lock)  # for whoever forgets to close
+        self._backend = _open_backend(memory, cores)
+        spill, lock = _make_spill_folder(Path(scratch))
+        self._release = weakref.finalize(self._backend, _release_folder, spill, lock)  # for whoever forgets to close
         self._backend.con.execute("SET temp_directory = '" + spill.replace("'", "''") + "'")
         self._files: dict[str, None] = {}  # an ordered set of all that were opened
 
     @contextmanager
-    def _told(self, tables: Sequence[str] = ()) -> Iterator[None]:
+    def _query_errors(self, tables: Sequence[str] = ()) -> Iterator[None]:
         "Errors of the engine in slml's words."
         try:
             yield
         except (duckdb.Error, IbisError, SqlglotError, OSError) as error:
-            raise _meaning(error, self._files, tables) from error
+            raise _translate_error(error, self._files, tables) from error
 
     def table(
         self,
@@ -287,11 +287,11 @@ class DuckDBEngine:
         files = source.files if isinstance(source, Snapshot) else tuple(source)
         if not files:
             return ibis.memtable(source.schema.empty_table() if isinstance(source, Snapshot) else pa.table({}))
-        _reach(self._backend.con, files)
+        _register_filesystems(self._backend.con, files)
         self._files |= dict.fromkeys(files)
-        with self._told():
+        with self._query_errors():
             name = _view_name(source)
-            self._backend.con.execute(f"CREATE OR REPLACE VIEW {name} AS FROM {_parquet(files)}")
+            self._backend.con.execute(f"CREATE OR REPLACE VIEW {name} AS FROM {_read_parquet(files)}")
             return self._backend.table(name)
 
     def read(
@@ -308,31 +308,31 @@ class DuckDBEngine:
     ) -> pa.RecordBatchReader:
         "The result piece by piece, in its order. It may exceed the memory; others may be read meanwhile. `TableError`."
         schema = _in_microseconds(expr.schema().to_pyarrow())
-        with self._told():
+        with self._query_errors():
             cursor = self._backend.con.cursor()
             for held in expr.op().find(ops.InMemoryTable):  # what Ibis would register, on the other connection
                 cursor.register(held.name, held.data.to_pyarrow(held.schema))
-            stream = _streamable(cursor, self._backend.compile(expr)).to_arrow_reader(rows)
-        return pa.RecordBatchReader.from_batches(schema, self._pieces(stream, schema, cursor))
+            stream = _start_stream(cursor, self._backend.compile(expr)).to_arrow_reader(rows)
+        return pa.RecordBatchReader.from_batches(schema, self._read_stream(stream, schema, cursor))
 
-    def _pieces(
+    def _read_stream(
         self, stream: pa.RecordBatchReader, schema: pa.Schema, cursor: duckdb.DuckDBPyConnection
     ) -> Iterator[pa.RecordBatch]:
         try:
-            with self._told():
+            with self._query_errors():
                 for batch in stream:
                     yield batch.cast(schema)
         finally:  # all is read, or the reader was given up
             cursor.interrupt()
             cursor.close()
 
-    def hashed(
+    def with_row_hash(
         self,
         expr: ibis.Table,  # over tables of this engine
         columns: Sequence[str],  # of the key, in order
     ) -> ibis.Table:
         "The rows with their `row_hash`, int64. Raises `TableError` for a column that is not there."
-        return expr.mutate(**{ROW_HASH: _hash_value(expr, columns)})
+        return expr.mutate(**{ROW_HASH: _row_hash_of(expr, columns)})
 
     def sql(
         self,
@@ -340,7 +340,7 @@ class DuckDBEngine:
         tables: Mapping[str, Snapshot],  # name in the query -> snapshot
     ) -> ibis.Table:
         "The result of a query as an expression. Raises `TableError`."
-        with self._told(
+        with self._query_errors(
             [*tables]
         ):  # names hold for this query alone: a view of that name would change earlier expressions
             named = [f'"{name}" AS ({self._backend.compile(self.table(s))})' for name, s in tables.items()]
@@ -351,7 +351,7 @@ class DuckDBEngine:
     def close(self) -> None:
         "Give back memory and scratch files. Expressions of this engine cannot be read any more."
         self._backend.con.close()
-        self._give_back()
+        self._release()
 
     def __enter__(self) -> Self:
         return self

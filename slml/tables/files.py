@@ -25,7 +25,7 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.typedef import Record
 
 from ..errors import StorageError
-from ..storage import filesystem, from_service
+from ..storage import filesystem, is_storage_error
 from .rowhash import ROW_HASH
 
 # %% ../../nbs/tables/files.ipynb #5d6e9ea3
@@ -67,7 +67,7 @@ def in_groups(
         yield pa.concat_tables(waiting)
 
 # %% ../../nbs/tables/files.ipynb #105f06b4
-def _encoding(
+def _parquet_encoding(
     names: list[str],  # all columns
 ) -> dict[str, object]:  # arguments of pq.ParquetWriter
     "A dictionary for every column but the row hash, which is stored as differences."
@@ -76,12 +76,12 @@ def _encoding(
 
 # %% ../../nbs/tables/files.ipynb #2ba67a2f
 @contextmanager
-def _storing(place: str) -> Iterator[None]:
+def _write_errors(place: str) -> Iterator[None]:
     "An error of the storage as `StorageError`."
     try:
         yield
     except Exception as error:
-        if not from_service(error):
+        if not is_storage_error(error):
             raise
         raise StorageError(
             f"The rows cannot be written to {place}.",
@@ -90,7 +90,7 @@ def _storing(place: str) -> Iterator[None]:
         ) from error
 
 # %% ../../nbs/tables/files.ipynb #de1da7d5
-def _describe(path: str, size: int, footer: pq.FileMetaData, metadata: TableMetadata) -> DataFile:
+def _to_data_file(path: str, size: int, footer: pq.FileMetaData, metadata: TableMetadata) -> DataFile:
     "What the table will note about a file."
     schema = metadata.schema()
     plan, ids = compute_statistics_plan(schema, metadata.properties), parquet_path_to_id_mapping(schema)
@@ -119,7 +119,7 @@ class DataFiles:
     ):
         self.metadata, self.io, self.id = metadata, io, uuid.uuid4().hex
         self.schema = schema_to_pyarrow(metadata.schema(), include_field_ids=True)
-        self.begun: list[str] = []
+        self.paths: list[str] = []
         self.finished: list[DataFile] = []
         self._stream = self._writer = None
 
@@ -129,27 +129,27 @@ class DataFiles:
     ) -> None:
         "Write all rows in their order. Raises `StorageError`, and whatever the source of the rows raises."
         for group in in_groups(tables, GROUP_ROWS):
-            with _storing(self.metadata.location):
+            with _write_errors(self.metadata.location):
                 if self._writer is None:
                     self._open()
                 self._writer.write_table(group.cast(self.schema), GROUP_ROWS)
                 if self._stream.tell() >= FILE_BYTES:
                     self._close()
-        with _storing(self.metadata.location):
+        with _write_errors(self.metadata.location):
             if self._writer is not None:
                 self._close()
 
     def _open(self) -> None:
-        self.begun.append(f"{self.metadata.location}/data/{self.id}-{len(self.begun):05d}.parquet")
-        self._stream = self.io.new_output(self.begun[-1]).create()
-        options = _encoding(self.schema.names) | {"store_schema": False, "store_decimal_as_integer": True}
+        self.paths.append(f"{self.metadata.location}/data/{self.id}-{len(self.paths):05d}.parquet")
+        self._stream = self.io.new_output(self.paths[-1]).create()
+        options = _parquet_encoding(self.schema.names) | {"store_schema": False, "store_decimal_as_integer": True}
         self._writer = pq.ParquetWriter(self._stream, self.schema, compression="zstd", write_page_index=True, **options)
 
     def _close(self) -> None:
         self._writer.close()
         size = self._stream.tell()
         self._stream.close()  # on object storage, the file appears here
-        self.finished.append(_describe(self.begun[-1], size, self._writer.writer.metadata, self.metadata))
+        self.finished.append(_to_data_file(self.paths[-1], size, self._writer.writer.metadata, self.metadata))
         self._stream = self._writer = None
 
     def discard(
@@ -162,6 +162,6 @@ class DataFiles:
         if self._stream is not None:
             with suppress(OSError, ValueError):
                 self._stream.close()
-        for path in set(self.begun) - known:
+        for path in set(self.paths) - known:
             with suppress(OSError):
                 self.io.delete(path)

@@ -44,7 +44,7 @@ def _canonical(values: pa.Array) -> pa.Array:
     return values.cast(units[family], safe=False) if family else values
 
 # %% ../../nbs/tables/rowhash.ipynb #3dbbc7eb
-def _integers(values: pa.Array) -> np.ndarray:
+def _integer_bits(values: pa.Array) -> np.ndarray:
     "The values as 64-bit integers, 0 where there is none."
     values = _canonical(values)
     if pa.types.is_boolean(values.type):
@@ -73,7 +73,7 @@ def _fold(
     return result
 
 # %% ../../nbs/tables/rowhash.ipynb #5a1fca42
-def _text(values: pa.Array) -> np.ndarray:
+def _hash_bytes(values: pa.Array) -> np.ndarray:
     "The bytes of each value, eight at a time and little-endian, folded."
     values = pc.fill_null(values.cast(pa.large_binary()), b"")
     offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
@@ -88,46 +88,48 @@ def _text(values: pa.Array) -> np.ndarray:
     return _fold(lengths, -(-lengths // 8), word)
 
 # %% ../../nbs/tables/rowhash.ipynb #64862ef6
-def _nested(values: pa.Array) -> np.ndarray:
+def _hash_nested(values: pa.Array) -> np.ndarray:
     "Structs by their fields in order; lists and maps by their items in order."
     if pa.types.is_struct(values.type):
-        return _combine(values.flatten())
+        return _combine_columns(values.flatten())
     if not pa.types.is_map(values.type):
         values = values.cast(pa.large_list(values.type.value_type))
-    items = _combine([values.keys, values.items]) if pa.types.is_map(values.type) else _hashes(values.values)
+    items = (
+        _combine_columns([values.keys, values.items]) if pa.types.is_map(values.type) else _hash_values(values.values)
+    )
     offsets = values.offsets.to_numpy()
     counts = np.where(values.is_valid().to_numpy(zero_copy_only=False), np.diff(offsets), 0)
     return _fold(counts, counts, lambda rows, position: items[offsets[:-1][rows] + position])
 
 # %% ../../nbs/tables/rowhash.ipynb #e6a87d7f
-def _value_hashes(values: pa.Array) -> np.ndarray:
+def _hash_by_type(values: pa.Array) -> np.ndarray:
     "A 64-bit hash of each value; of a missing one, anything."
     kind = values.type
     if pa.types.is_null(kind):
         return np.full(len(values), _NULL)
     if pa.types.is_dictionary(kind):
         codes = pc.fill_null(values.indices, 0).to_numpy(zero_copy_only=False)
-        return np.append(_hashes(values.dictionary), _NULL)[codes]  # one more, for a column without any category
+        return np.append(_hash_values(values.dictionary), _NULL)[codes]  # one more, for a column without any category
     if pa.types.is_floating(kind):
         return mix(_float_bits(values))
     if pa.types.is_decimal(kind):
-        return _text(values.cast(pa.string()))
+        return _hash_bytes(values.cast(pa.string()))
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
-        return mix(_integers(values))
-    return _nested(values) if pa.types.is_nested(kind) else _text(values)
+        return mix(_integer_bits(values))
+    return _hash_nested(values) if pa.types.is_nested(kind) else _hash_bytes(values)
 
 
-def _hashes(values: pa.Array) -> np.ndarray:
+def _hash_values(values: pa.Array) -> np.ndarray:
     "A 64-bit hash of each value, the missing ones included."
-    hashes = _value_hashes(values)
+    hashes = _hash_by_type(values)
     return np.where(values.is_valid().to_numpy(zero_copy_only=False), hashes, _NULL) if values.null_count else hashes
 
 # %% ../../nbs/tables/rowhash.ipynb #72ffd308
-def _combine(columns: Sequence[pa.Array]) -> np.ndarray:
+def _combine_columns(columns: Sequence[pa.Array]) -> np.ndarray:
     "One 64-bit number for each row; columns in another order give another one."
     total = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
-        total ^= _hashes(column)
+        total ^= _hash_values(column)
         mix(total)
     return total
 
@@ -139,4 +141,4 @@ def row_hash(
     if not columns:
         raise TableError("A row hash needs at least one column.", todo="name the columns of the key.")
     whole = [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns]
-    return pa.array((_combine(whole) >> np.uint64(1)).view(np.int64))
+    return pa.array((_combine_columns(whole) >> np.uint64(1)).view(np.int64))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NULL_FARE', 'NULL_ORIGIN', 'NULL_DESTINATION_TOO', 'NULL_DESTINATION_ALONE', 'ORIGIN_POINT', 'DESTINATION_POINT',
-           'NATURAL', 'TIMES', 'MONEY_AND_WAY', 'DUPLICATE', 'DEFECTS', 'KINDS', 'TRUTH', 'missing_by_nature', 'blank',
-           'put', 'everyone', 'Defect', 'Victims', 'null_text', 'nothing', 'negative', 'absurd', 'words', 'zero_miles',
-           'minutes', 'swapped_origin', 'day_first', 'day_of', 'wrong_total', 'arrived_before', 'long_state', 'shares',
-           'hit', 'spoil', 'spoil_rows', 'note']
+           'NATURAL', 'TIMES', 'MONEY_AND_WAY', 'DUPLICATE', 'DEFECTS', 'KINDS', 'TRUTH', 'missing_fields',
+           'blank_values', 'replace_values', 'all_rows', 'Defect', 'AffectedRows', 'null_text', 'empty_field',
+           'negative_amount', 'absurd_amount', 'text_in_number', 'zero_miles', 'duration_in_minutes', 'swapped_origin',
+           'day_first', 'day_of', 'wrong_total', 'arrived_before', 'long_state', 'defect_shares', 'choose_defects',
+           'spoil_trips', 'spoil_rows', 'truth_rows']
 
 # %% ../../nbs/taxi/dirt.ipynb #2c32372f
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import UsageError, closest
-from .trips import TIME, Trips
+from .trips import TIME_FORMAT, Trips
 
 # %% ../../nbs/taxi/dirt.ipynb #b3ac7659
 NULL_FARE, NULL_ORIGIN = 0.0734, 0.162  # shares in the published file of 2023
@@ -29,14 +30,14 @@ ORIGIN_POINT = ("ORIGIN_BLOCK_LATITUDE", "ORIGIN_BLOCK_LONGITUDE")
 DESTINATION_POINT = ("DESTINATION_BLOCK_LAT", "DESTINATION_BLOCK_LONG")
 
 
-def missing_by_nature(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:  # (n,) bool for each kind
+def missing_fields(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:  # (n,) bool for each kind
     "Which rows lack what."
     origin = rng.random(n) < NULL_ORIGIN
     alone = rng.random(n) < np.where(origin, NULL_DESTINATION_TOO, NULL_DESTINATION_ALONE)
     return {"no_fare": rng.random(n) < NULL_FARE, "no_origin": origin, "no_destination": alone}
 
 
-def blank(
+def blank_values(
     rng: np.random.Generator,
     table: pa.Table,
     columns: tuple[str, ...],
@@ -45,11 +46,11 @@ def blank(
     "The table with nothing in some rows of these columns: an empty field or NaN."
     nothing = pa.array(np.where(rng.random(len(where)) < 0.5, "", "NaN").astype(object), pa.string())
     for column in columns:
-        table = put(table, column, where, pc.filter(nothing, pa.array(where)))
+        table = replace_values(table, column, where, pc.filter(nothing, pa.array(where)))
     return table
 
 
-def put(table: pa.Table, column: str, where: np.ndarray, values: pa.Array | str) -> pa.Table:
+def replace_values(table: pa.Table, column: str, where: np.ndarray, values: pa.Array | str) -> pa.Table:
     "The table with other values in some rows of a column."
     old = table[column].combine_chunks()
     new = pa.array([values], pa.string())[0] if isinstance(values, str) else values.cast(pa.string())
@@ -63,7 +64,7 @@ NATURAL = {
 }
 
 # %% ../../nbs/taxi/dirt.ipynb #64e2b8f4
-def everyone(trips: Trips) -> np.ndarray:  # (n,) bool
+def all_rows(trips: Trips) -> np.ndarray:  # (n,) bool
     "Every row can be hit."
     return np.ones(len(trips), dtype=bool)
 
@@ -74,13 +75,13 @@ class Defect:
 
     kind: str
     columns: tuple[str, ...]  # a row is spoilt in one of them, or in all where `together`
-    spoil: Callable[["Victims", str], list[str]]  # the wrong texts of a column
-    eligible: Callable[[Trips], np.ndarray] = everyone
+    spoil: Callable[["AffectedRows", str], list[str]]  # the wrong texts of a column
+    eligible: Callable[[Trips], np.ndarray] = all_rows
     together: bool = False
 
 
 @dataclass(frozen=True)
-class Victims:
+class AffectedRows:
     "The rows that one defect spoils."
 
     rng: np.random.Generator
@@ -99,48 +100,48 @@ class Victims:
         return [values[i] for i in self.rng.integers(0, len(values), self.rows.num_rows)]
 
 # %% ../../nbs/taxi/dirt.ipynb #d4fc4131
-def null_text(victims: Victims, column: str) -> list[str]:
+def null_text(victims: AffectedRows, column: str) -> list[str]:
     "The word that a database prints."
     return victims.one_of(["NULL", "null"] if column == "FAREAMOUNT" else ["NULL"])
 
 
-def nothing(victims: Victims, column: str) -> list[str]:
+def empty_field(victims: AffectedRows, column: str) -> list[str]:
     "An empty field."
     return victims.one_of([""])
 
 # %% ../../nbs/taxi/dirt.ipynb #9db5fe83
-def negative(victims: Victims, column: str) -> list[str]:
+def negative_amount(victims: AffectedRows, column: str) -> list[str]:
     "The amount with a minus, as a refund is booked."
     return [f"-{text}" for text in victims.texts(column)]
 
 
-def absurd(victims: Victims, column: str) -> list[str]:
+def absurd_amount(victims: AffectedRows, column: str) -> list[str]:
     "A fare that no trip in the region costs, or one below the drop of the meter."
     return victims.one_of(["999.99", "4525.00", "30001.37", "99999.99", "0.01", "1.00", "3.24"])
 
 
-def words(victims: Victims, column: str) -> list[str]:
+def text_in_number(victims: AffectedRows, column: str) -> list[str]:
     "Text among numbers."
     spoilers = victims.one_of(["${}", "{} mi", "abc", "{},00", "1.2.{}", "twelve"])
     return [spoiler.format(text) for spoiler, text in zip(spoilers, victims.texts(column), strict=True)]
 
 
-def zero_miles(victims: Victims, column: str) -> list[str]:
+def zero_miles(victims: AffectedRows, column: str) -> list[str]:
     "No distance, although the cab went from one block to another."
     return victims.one_of(["0.00000"])
 
 
-def minutes(victims: Victims, column: str) -> list[str]:
+def duration_in_minutes(victims: AffectedRows, column: str) -> list[str]:
     "The duration in minutes where seconds are meant."
     return [f"{seconds / 60:.1f}" for seconds in victims.numbers(column)]
 
 # %% ../../nbs/taxi/dirt.ipynb #2ded9aea
-def swapped_origin(victims: Victims, column: str) -> list[str]:
+def swapped_origin(victims: AffectedRows, column: str) -> list[str]:
     "Latitude as longitude, and the other way round."
     return victims.texts(ORIGIN_POINT[1 - ORIGIN_POINT.index(column)])
 
 # %% ../../nbs/taxi/dirt.ipynb #c0e403a8
-def day_first(victims: Victims, column: str) -> list[str]:
+def day_first(victims: AffectedRows, column: str) -> list[str]:
     "The time with the day before the month."
     return [f"{text[3:5]}/{text[:2]}{text[5:]}" for text in victims.texts(column)]
 
@@ -153,20 +154,20 @@ def day_of(trips: Trips) -> np.ndarray:
 TIMES = ("ORIGINDATETIME_TR", "DESTINATIONDATETIME_TR")
 
 # %% ../../nbs/taxi/dirt.ipynb #eace3f6e
-def wrong_total(victims: Victims, column: str) -> list[str]:
+def wrong_total(victims: AffectedRows, column: str) -> list[str]:
     "A total that is not the sum of its parts."
     extra = victims.rng.integers(1, 20, victims.rows.num_rows) / 2
     return [f"{total + more:.2f}" for total, more in zip(victims.numbers(column), extra, strict=True)]
 
 
-def arrived_before(victims: Victims, column: str) -> list[str]:
+def arrived_before(victims: AffectedRows, column: str) -> list[str]:
     "The drop-off some hours before the pick-up."
-    started = [datetime.strptime(text, TIME) for text in victims.texts("ORIGINDATETIME_TR")]
+    started = [datetime.strptime(text, TIME_FORMAT) for text in victims.texts("ORIGINDATETIME_TR")]
     hours = victims.rng.integers(1, 24, len(started)).tolist()
-    return [(start - timedelta(hours=early)).strftime(TIME) for start, early in zip(started, hours, strict=True)]
+    return [(start - timedelta(hours=early)).strftime(TIME_FORMAT) for start, early in zip(started, hours, strict=True)]
 
 
-def long_state(victims: Victims, column: str) -> list[str]:
+def long_state(victims: AffectedRows, column: str) -> list[str]:
     "The state in another spelling."
     return victims.one_of(["District of Columbia", "D.C.", "dc", "Wash. DC"])
 
@@ -174,13 +175,13 @@ def long_state(victims: Victims, column: str) -> list[str]:
 MONEY_AND_WAY = ("FAREAMOUNT", "MILEAGE", "DURATION")
 DUPLICATE = "duplicate"
 DEFECTS = (
-    Defect("null_coordinate", (*ORIGIN_POINT, *DESTINATION_POINT), nothing),
+    Defect("null_coordinate", (*ORIGIN_POINT, *DESTINATION_POINT), empty_field),
     Defect("null_text", ("FAREAMOUNT", "MILEAGE", "PAYMENTTYPE", "ORIGINCITY"), null_text),
-    Defect("text_in_number", MONEY_AND_WAY, words),
-    Defect("negative_fare", ("FAREAMOUNT",), negative),
-    Defect("absurd_fare", ("FAREAMOUNT",), absurd),
+    Defect("text_in_number", MONEY_AND_WAY, text_in_number),
+    Defect("negative_fare", ("FAREAMOUNT",), negative_amount),
+    Defect("absurd_fare", ("FAREAMOUNT",), absurd_amount),
     Defect("zero_distance", ("MILEAGE",), zero_miles),
-    Defect("duration_in_minutes", ("DURATION",), minutes),
+    Defect("duration_in_minutes", ("DURATION",), duration_in_minutes),
     Defect("swapped_coordinates", ORIGIN_POINT, swapped_origin, together=True),
     Defect("day_first", TIMES, day_first, lambda trips: day_of(trips) > 12, together=True),
     Defect("day_first_in_another_month", TIMES, day_first, lambda trips: day_of(trips) <= 12, together=True),
@@ -191,7 +192,7 @@ DEFECTS = (
 KINDS = (*(defect.kind for defect in DEFECTS), DUPLICATE)
 
 # %% ../../nbs/taxi/dirt.ipynb #1fc37652
-def shares(dirt: float | Mapping[str, float]) -> dict[str, float]:
+def defect_shares(dirt: float | Mapping[str, float]) -> dict[str, float]:
     "The share of each kind; raises UsageError for an unknown kind, or when nothing right would be left."
     given = dict(dirt) if isinstance(dirt, Mapping) else dict.fromkeys(KINDS, dirt / len(KINDS))
     for kind in given:
@@ -203,7 +204,7 @@ def shares(dirt: float | Mapping[str, float]) -> dict[str, float]:
     return {kind: given.get(kind, 0.0) for kind in KINDS}
 
 # %% ../../nbs/taxi/dirt.ipynb #03e4def8
-def hit(
+def choose_defects(
     rng: np.random.Generator,
     trips: Trips,
     spared: np.ndarray,  # (n,) bool
@@ -229,7 +230,7 @@ TRUTH = pa.schema(
 )
 
 
-def spoil(
+def spoil_trips(
     rng: np.random.Generator,
     trips: Trips,
     table: pa.Table,  # the same trips, spelled
@@ -237,19 +238,19 @@ def spoil(
     months: frozenset[int],  # of all files that belong together
 ) -> tuple[pa.Table, pa.Table]:  # the dirty table, and the truth with lines counted from 0
     "Takes away what is missing by nature, plants defects, and says where."
-    missing = missing_by_nature(rng, len(trips))
-    notes = [note(np.flatnonzero(where), kind, NATURAL[kind], True) for kind, where in missing.items()]
-    kind = hit(rng, trips, np.any(list(missing.values()), axis=0), share, months)
+    missing = missing_fields(rng, len(trips))
+    notes = [truth_rows(np.flatnonzero(where), kind, NATURAL[kind], True) for kind, where in missing.items()]
+    kind = choose_defects(rng, trips, np.any(list(missing.values()), axis=0), share, months)
     copies = np.flatnonzero(kind == KINDS.index(DUPLICATE))
     source = np.arange(len(trips))
     source[copies] -= 1
     table = table.take(pa.array(source)) if len(copies) else table
     for name, where in missing.items():
-        table = blank(rng, table, NATURAL[name], where)
+        table = blank_values(rng, table, NATURAL[name], where)
     for number, defect in enumerate(DEFECTS):
         table, found = spoil_rows(rng, table, defect, np.flatnonzero(kind == number))
         notes += found
-    truth = pa.concat_tables([*notes, note(copies, DUPLICATE, ("OBJECTID",), False)]).sort_by("line")
+    truth = pa.concat_tables([*notes, truth_rows(copies, DUPLICATE, ("OBJECTID",), False)]).sort_by("line")
     numbers = table["OBJECTID"].take(truth["line"]).cast(pa.int64())
     return table, truth.add_column(1, "OBJECTID", numbers).cast(TRUTH)
 
@@ -266,14 +267,14 @@ def spoil_rows(
             continue
         where = np.zeros(table.num_rows, dtype=bool)
         where[chosen] = True
-        wrong = defect.spoil(Victims(rng, right.take(pa.array(chosen))), column)
-        table = put(table, column, where, pa.array(wrong, pa.string()))
+        wrong = defect.spoil(AffectedRows(rng, right.take(pa.array(chosen))), column)
+        table = replace_values(table, column, where, pa.array(wrong, pa.string()))
         if number == 0 or not defect.together:
-            notes.append(note(chosen, defect.kind, defect.columns if defect.together else (column,), False))
+            notes.append(truth_rows(chosen, defect.kind, defect.columns if defect.together else (column,), False))
     return table, notes
 
 
-def note(lines: np.ndarray, kind: str, columns: tuple[str, ...], natural: bool) -> pa.Table:
+def truth_rows(lines: np.ndarray, kind: str, columns: tuple[str, ...], natural: bool) -> pa.Table:
     "One defect, for the truth."
     n = len(lines)
     return pa.table(

@@ -26,7 +26,7 @@ from slml.serving.service import Service
 from slml.tables.catalog import Catalog
 from slml.taxi.files import generate
 from slml.taxi.rules import IN_MONTH, POINTS, contract
-from slml.taxi.trips import TIME
+from slml.taxi.trips import TIME_FORMAT
 from slml.workspace import Workspace
 
 from support import REPOSITORY
@@ -61,7 +61,7 @@ def requests(table: pa.Table) -> list[dict]:
     found = []
     for row in table.select([*KEY, *POINTS, FARE]).to_pylist():
         if all(re.fullmatch(r"-?[0-9.]+", row[name]) for name in POINTS):
-            at = datetime.strptime(row[KEY[1]], TIME)
+            at = datetime.strptime(row[KEY[1]], TIME_FORMAT)
             asked = {KEY[0]: int(row[KEY[0]]), KEY[1]: at, **{name: float(row[name]) for name in POINTS}}
             found.append(asked | {FARE: float(row[FARE])})
     return found

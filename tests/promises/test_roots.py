@@ -23,7 +23,7 @@ from slml.registry.bundle import Bundle, Lineage
 from slml.registry.export import export
 from slml.registry.gate import Audited
 from slml.registry.versions import load, promote, register
-from slml.storage import expand, filesystem, from_service, open_atomic, read_text, write_text
+from slml.storage import expand, filesystem, is_storage_error, open_atomic, read_text, write_text
 from slml.tables.catalog import Catalog
 from slml.tables.ingest import ingest_files
 from slml.training.fit import fit
@@ -251,8 +251,10 @@ def test_trouble_with_a_service_is_known_as_such():
     from botocore.exceptions import NoCredentialsError
     from gcsfs.retry import HttpError
 
-    assert all(map(from_service, [NoCredentialsError(), HttpError(), ClientAuthenticationError(), PermissionError()]))
-    assert not any(map(from_service, [ValueError(), KeyError(), KeyboardInterrupt()]))
+    assert all(
+        map(is_storage_error, [NoCredentialsError(), HttpError(), ClientAuthenticationError(), PermissionError()])
+    )
+    assert not any(map(is_storage_error, [ValueError(), KeyError(), KeyboardInterrupt()]))
 
 
 # Other clouds, by their names alone

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from slml.errors import SamplingError, UsageError
 from slml.sampling.sample import prefix, sample
-from slml.sampling.split import CIRCLE, Part, Split, condition, mask, plot, split, start, turn
+from slml.sampling.split import CIRCLE, Part, Split, condition, mask, plot_split, rotate, seed_start, split
 from slml.tables.catalog import Catalog, Snapshot
 from slml.tables.engine import open_engine
 from slml.tables.rowhash import ROW_HASH, row_hash
@@ -96,8 +96,11 @@ def test_neither_the_order_of_rows_nor_the_files_matter(tables) -> None:
 
 def test_a_seed_means_the_same_for_ever() -> None:
     """These numbers are part of every run ever recorded: they must not change."""
-    assert [start(seed) for seed in (0, 1, 42)] == [8147104208329303767, 3980143261097177850, 283244664701664340]
-    assert turn([(0, CIRCLE // 5)], start(0)) == ((0, 768406578845483120), (8147104208329303767, 9223372036854775808))
+    assert [seed_start(seed) for seed in (0, 1, 42)] == [8147104208329303767, 3980143261097177850, 283244664701664340]
+    assert rotate([(0, CIRCLE // 5)], seed_start(0)) == (
+        (0, 768406578845483120),
+        (8147104208329303767, 9223372036854775808),
+    )
 
 
 def test_another_seed_gives_another_split(tables) -> None:
@@ -212,10 +215,10 @@ def test_a_sample_where_most_rows_share_a_key(tables) -> None:
 
 @given(st.integers(0, CIRCLE - 1), st.integers(1, CIRCLE), st.integers(-(2**70), 2**70))
 def test_turning_keeps_the_width_and_turns_back(low: int, width: int, by: int) -> None:
-    ranges = turn([(low, low + width)], by)
+    ranges = rotate([(low, low + width)], by)
     assert sum(end - begin for begin, end in ranges) == width
     assert all(0 <= begin < end <= CIRCLE for begin, end in ranges)
-    assert turn(ranges, -by) == turn([(low, low + width)], 0)
+    assert rotate(ranges, -by) == rotate([(low, low + width)], 0)
 
 
 @given(st.floats(0.001, 1), st.integers(0, 100))
@@ -285,8 +288,8 @@ def test_calls_that_are_wrong(tables) -> None:
 def test_plots(tables) -> None:
     store, engine = tables
     snapshot = store("trips", trips())
-    assert plot(split(snapshot, engine, SHARES)).name == "polar"
-    assert len(plot(split(snapshot, engine, SHARES, time="day")).patches) == 3
+    assert plot_split(split(snapshot, engine, SHARES)).name == "polar"
+    assert len(plot_split(split(snapshot, engine, SHARES, time="day")).patches) == 3
 
 
 def test_dates_as_edges_are_dates(tables) -> None:

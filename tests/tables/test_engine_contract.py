@@ -157,13 +157,13 @@ def test_every_type_comes_back_as_it_was_stored(engine, catalog):
 
 @pytest.mark.parametrize("columns", [[name] for name in EVERY_TYPE.column_names] + [EVERY_TYPE.column_names], ids=str)
 def test_the_row_hash_is_that_of_the_function(engine, catalog, columns):
-    hashed = engine.hashed(engine.table(catalog.table("types").append(EVERY_TYPE)), columns)
+    hashed = engine.with_row_hash(engine.table(catalog.table("types").append(EVERY_TYPE)), columns)
     assert hashed.row_hash.type().is_int64()
     assert engine.read(hashed)["row_hash"].combine_chunks().equals(row_hash([EVERY_TYPE[name] for name in columns]))
 
 
 def test_the_row_hash_of_many_rows_in_its_order(engine, catalog, numbers):
-    rows = engine.hashed(engine.table(numbers), ["n"]).order_by("row_hash")
+    rows = engine.with_row_hash(engine.table(numbers), ["n"]).order_by("row_hash")
     stored = catalog.table("ordered").replace(engine.batches(rows))
     read = engine.read(engine.table(stored))
     assert read["row_hash"].to_pylist() == sorted(row_hash([pa.array(np.arange(600_000))]).to_pylist())
@@ -180,7 +180,7 @@ def test_expressions_combine_tables_and_memory(engine, numbers, catalog):
 def test_an_empty_snapshot_has_its_columns(engine, catalog):
     empty = catalog.table("empty").append(EVERY_TYPE.slice(0, 0))
     assert engine.read(engine.table(empty)).schema.equals(EVERY_TYPE.schema)
-    assert engine.read(engine.hashed(engine.table(empty), ["text"])).num_rows == 0
+    assert engine.read(engine.with_row_hash(engine.table(empty), ["text"])).num_rows == 0
 
 
 def test_sql_sees_the_snapshots_it_is_given(engine, catalog):
@@ -224,7 +224,7 @@ def test_a_value_that_fails_in_the_middle_of_a_stream(engine, catalog):
 
 def test_a_column_to_hash_that_is_not_there(engine, numbers):
     with pytest.raises(TableError, match="no column 'm'"):
-        engine.hashed(engine.table(numbers), ["m"])
+        engine.with_row_hash(engine.table(numbers), ["m"])
 
 
 @pytest.mark.parametrize("harm", ["removed", "emptied", "torn"])

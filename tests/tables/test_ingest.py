@@ -243,7 +243,7 @@ def test_blocks_do_not_matter(tmp_path, workspace, monkeypatch):
     text = "id,note\n" + "".join(f'{i},"a\n{i}"\n' if i % 3 else f"{i},b\n" for i in range(50)) + "x,c\n1,2,3\n"
     seen = []
     for size in (7, 64, 1 << 20):
-        monkeypatch.setattr("slml.tables.dialect.utf8.__defaults__", (size,))
+        monkeypatch.setattr("slml.tables.dialect.utf8_blocks.__defaults__", (size,))
         table = f"trips{size}"
         report = take(tmp_path, workspace, text, table, types={"id": "int"})
         rejects = sorted((r["line"], r["raw"]) for r in rows(workspace, f"{table}__rejects").to_pylist())

@@ -171,7 +171,7 @@ def test_wrong_calls(tmp_path, workspace, options, expected):
 def test_a_file_that_changes_while_it_is_read(tmp_path, workspace, monkeypatch):
     from slml.tables import ingest as module
 
-    path, plan = put(tmp_path / "trips.csv", TRIPS), module._plan
+    path, plan = put(tmp_path / "trips.csv", TRIPS), module._make_plan
 
     def changing(*arguments: object) -> object:
         made = plan(*arguments)

@@ -20,7 +20,7 @@ from slml.tables.engine import open_engine
 from slml.tables.ingest import ingest_files
 from slml.taxi import contract, generate
 from slml.taxi.dirt import KINDS
-from slml.taxi.rules import found_by
+from slml.taxi.rules import rule_for_defect
 from slml.taxi.trips import COLUMNS
 from slml.workspace import Workspace
 
@@ -182,12 +182,12 @@ def test_each_planted_defect_is_found_by_its_rule(cleaned) -> None:
     assert planted["line"].is_unique
     broken = cleaned.quarantine.set_index("OBJECTID")["broken"]
     for kind, column, number in zip(planted["kind"], planted["column"], planted["OBJECTID"], strict=True):
-        assert found_by(kind, column) in list(broken[number]), (kind, column, list(broken[number]))
+        assert rule_for_defect(kind, column) in list(broken[number]), (kind, column, list(broken[number]))
 
 
 def test_each_natural_gap_is_found_by_its_rule(cleaned) -> None:
     natural = cleaned.truth[cleaned.truth["natural"]]
-    rules = natural.groupby("OBJECTID")["kind"].apply(lambda kinds: {found_by(kind, "") for kind in kinds})
+    rules = natural.groupby("OBJECTID")["kind"].apply(lambda kinds: {rule_for_defect(kind, "") for kind in kinds})
     broken = cleaned.quarantine.set_index("OBJECTID")["broken"]
     for number, wanted in rules.items():
         assert wanted <= set(broken[number])

@@ -13,13 +13,13 @@ import torch
 
 from slml.errors import StorageError, TrainingError, UsageError
 from slml.features.encoder import Batch
-from slml.sampling.split import CIRCLE, Part, turn
+from slml.sampling.split import CIRCLE, Part, rotate
 from slml.tables.rowhash import ROW_HASH, row_hash
 from slml.training.loader import Loader, ahead
 
 ROWS = 10_000
 WHOLE = Part()
-WRAPPED = Part(ranges=turn([(0, CIRCLE // 3)], CIRCLE - CIRCLE // 6))  # both ends of the circle
+WRAPPED = Part(ranges=rotate([(0, CIRCLE // 3)], CIRCLE - CIRCLE // 6))  # both ends of the circle
 TIMED = Part(time_column="begun", time_low="2023-01-03T00:00:00", time_high="2023-01-20T12:00:00")
 BOTH = WRAPPED.model_copy(update=TIMED.model_dump(exclude={"ranges"}))
 PARTS = pytest.mark.parametrize("part", [WHOLE, WRAPPED, TIMED, BOTH], ids=["whole", "wrapped", "timed", "both"])
