@@ -21,7 +21,7 @@ from rich.table import Table as Grid
 from typer.exceptions import TyperException
 
 from ..errors import SlmlError, UsageError
-from ..workspace import Workspace, profiles
+from ..workspace import Workspace, load_profiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +156,7 @@ def open_workspace(
     "The workspace of this call. Raises `SettingsError`."
     if not on:
         return Workspace()
-    if on not in profiles():
+    if on not in load_profiles():
         return Workspace(runner=on)
     os.environ["SLML_PROFILE"] = on  # for this process and those that it starts
     return Workspace()

@@ -55,7 +55,7 @@ def mark(
     table = engine.table(snapshot)
     extra = check_columns(table.columns, contract)
     rules = contract.all_rules(stored_types(table.schema()))
-    seen = prepare(table, contract, rules, references, engine.hashed)
+    seen = prepare(table, contract, rules, references, engine.with_row_hash)
     flags = {f"broken {i}": violates(rule, seen).fill_null(False) for i, rule in enumerate(rules)}
     broken = reduce(lambda a, b: a | b, flags.values(), ibis.literal(False))
     return Marked(seen.mutate(**flags, **{"broken any": broken}), rules, tuple(table.columns), extra)

@@ -65,7 +65,7 @@ def kept_rows(marked: Marked, contract: Contract, engine: Engine) -> ir.Table:
     "The clean rows, typed, with their row hash and in its order."
     rows = marked.table.filter(~marked.broken).select(*contract.names)
     ties = contract.names if contract.hash_columns else ()  # rows alike in the whole row may come in any order
-    return engine.hashed(rows, contract.hash_columns or contract.names).order_by(ROW_HASH, *ties)
+    return engine.with_row_hash(rows, contract.hash_columns or contract.names).order_by(ROW_HASH, *ties)
 
 # %% ../../nbs/quality/clean.ipynb #e735fe6c
 BROKEN = "broken"  # the column of reasons

@@ -166,7 +166,7 @@ SAMPLE = 100_000  # rows
 def sample_of(table: ir.Table, rows: int, columns: Sequence[Column], engine: Engine) -> pa.Table:
     "The typed columns of at most about SAMPLE rows, the same ones whatever the layout."
     if rows > SAMPLE:
-        hashed = engine.hashed(table, table.columns)
+        hashed = engine.with_row_hash(table, table.columns)
         table = hashed.filter(hashed["row_hash"] < int(SAMPLE / rows * 2**63)).drop("row_hash")
     return engine.read(table.select(**{c.name: read_as(table[c.name], c.type, c.format) for c in columns}))
 

@@ -438,11 +438,11 @@ def _look(uri: str) -> "tuple[pa.Table | None, str]":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from slml.storage import filesystem, reading
+    from slml.storage import filesystem, read_errors
 
     fs, path = filesystem(uri)
     try:
-        with reading(uri):
+        with read_errors(uri):
             content = fs.cat_file(path) if fs.exists(path) else None
         return (None, "it is gone") if content is None else (pq.read_table(pa.BufferReader(content)), "")
     except (OSError, pa.ArrowException) as error:
@@ -528,13 +528,13 @@ def served(
     until: datetime | None = None,  # the first moment that is not in it any more
 ) -> Served:
     "What was asked of a model, and answered. Raises `StorageError` where the storage does not answer."
-    from slml.storage import filesystem, reading
+    from slml.storage import filesystem, read_errors
 
     folder, since, until = place(workspace.root, workspace.project, name), _utc(since), _utc(until)
     first = f"{since.astimezone(UTC):date=%Y-%m-%d/%H}" if since else ""
     last = f"{until.astimezone(UTC):date=%Y-%m-%d/%H}~" if until else "~"
     fs, path = filesystem(folder)
-    with reading(folder):
+    with read_errors(folder):
         days = fs.ls(path, detail=False) if fs.exists(path) else []
         wanted = (d for d in days if first[:15] <= d.rsplit("/", 1)[-1] <= last)
         found = sorted(f for day in wanted for f in fs.ls(day, detail=False) if f.endswith(".parquet"))

@@ -24,15 +24,15 @@ from ..errors import SettingsError, StorageError, TableError, closest
 from ..storage import remove
 from slml.tables.commits import (
     PREFIX,
-    Place,
+    TableAddress,
     arrow_schema,
     data_files,
-    expire,
-    readable,
-    rollback,
+    expire_snapshots,
+    restore_snapshot,
+    retry_commit,
+    table_errors,
     table_names,
-    until_won,
-    write,
+    write_rows,
 )
 from ..workspace import Workspace
 
@@ -65,7 +65,7 @@ class Snapshot:
         return f"<table>{rows}</table>"
 
 # %% ../../nbs/tables/catalog.ipynb #58be1b7b
-def _describe(table: str, loaded: IcebergTable, snapshot: IcebergSnapshot) -> Snapshot:
+def _to_snapshot(table: str, loaded: IcebergTable, snapshot: IcebergSnapshot) -> Snapshot:
     "What slml says of a version."
     files = data_files(snapshot, loaded.io)
     summary = snapshot.summary
@@ -85,18 +85,18 @@ def _describe(table: str, loaded: IcebergTable, snapshot: IcebergSnapshot) -> Sn
 class Table:
     "A table by name, whether it exists already or not; the first write creates it."
 
-    def __init__(self, place: Place):
-        self.name, self._place = place.name, place
+    def __init__(self, place: TableAddress):
+        self.name, self._address = place.name, place
 
     @property
     def exists(self) -> bool:
         "Whether a write has created it."
-        return self._place.find() is not None
+        return self._address.find() is not None
 
     @property
     def location(self) -> str:
         "The folder of its files."
-        return self._place.load().location()
+        return self._address.load().location()
 
     def append(
         self,
@@ -107,9 +107,9 @@ class Table:
         "Add rows after those that are there. Raises `TableError`, `StorageError`; then nothing has changed."
 
         def there(loaded: IcebergTable) -> bool:
-            return unless(_describe(self.name, loaded, loaded.current_snapshot()))
+            return unless(_to_snapshot(self.name, loaded, loaded.current_snapshot()))
 
-        return self.snapshot(write(self._place, data, properties or {}, replace=False, unless=there))
+        return self.snapshot(write_rows(self._address, data, properties or {}, replace=False, unless=there))
 
     def replace(
         self,
@@ -117,26 +117,26 @@ class Table:
         properties: dict[str, str] | None = None,  # to note with the snapshot
     ) -> Snapshot:
         "Hold only these rows from now on. Raises `TableError`, `StorageError`; then nothing has changed."
-        return self.snapshot(write(self._place, data, properties or {}, replace=True))
+        return self.snapshot(write_rows(self._address, data, properties or {}, replace=True))
 
     def snapshot(
         self,
         id: int | None = None,  # the current one by default
     ) -> Snapshot:
         "One version of the table. Raises `TableError` where there is no such table or version."
-        loaded = self._place.load()
+        loaded = self._address.load()
         found = loaded.current_snapshot() if id is None else loaded.snapshot_by_id(id)
         if found is None:
             raise _no_snapshot(self.name, id, [s.snapshot_id for s in loaded.snapshots()])
-        with readable(self.name):
-            return _describe(self.name, loaded, found)
+        with table_errors(self.name):
+            return _to_snapshot(self.name, loaded, found)
 
     def history(self) -> list[Snapshot]:
         "All versions that are kept, the oldest first."
-        loaded = self._place.load()
-        with readable(self.name):
+        loaded = self._address.load()
+        with table_errors(self.name):
             found = sorted(loaded.snapshots(), key=lambda s: s.sequence_number or 0)
-            return [_describe(self.name, loaded, s) for s in found]
+            return [_to_snapshot(self.name, loaded, s) for s in found]
 
     def rollback(
         self,
@@ -144,7 +144,7 @@ class Table:
     ) -> Snapshot:
         "Make an earlier version the current one; later ones stay in the history. Raises `TableError`."
         back = self.snapshot(id)
-        until_won(self.name, lambda: rollback(self._place, id))
+        retry_commit(self.name, lambda: restore_snapshot(self._address, id))
         return back
 
     def expire(
@@ -153,7 +153,7 @@ class Table:
         but: Collection[int] = (),  # ids of versions that stay, however old, such as those that a model learned from
     ) -> list[int]:  # the ids of those removed
         "Forget old versions and remove the files that only they needed. Raises `TableError`."
-        return until_won(self.name, lambda: expire(self._place, keep, but))
+        return retry_commit(self.name, lambda: expire_snapshots(self._address, keep, but))
 
 
 def _no_snapshot(table: str, id: int | None, ids: list[int]) -> TableError:
@@ -165,7 +165,7 @@ def _no_snapshot(table: str, id: int | None, ids: list[int]) -> TableError:
     )
 
 # %% ../../nbs/tables/catalog.ipynb #17d7422b
-def _open(workspace: Workspace) -> IcebergCatalog:
+def _open_catalog(workspace: Workspace) -> IcebergCatalog:
     "The catalog of a workspace. Raises `SettingsError`, `TableError` where it cannot be opened."
     uri, remote = workspace.catalog_uri, "://" in workspace.root
     if not uri or (uri == "glue" and not remote):
@@ -206,7 +206,7 @@ class Catalog:
                     came=error.strerror or str(error),
                     todo="choose another `root`.",
                 ) from error
-        self._catalog = until_won("*", lambda: _open(workspace))
+        self._catalog = retry_commit("*", lambda: _open_catalog(workspace))
 
     def table(
         self,
@@ -217,7 +217,7 @@ class Catalog:
             raise TableError(
                 f"'{name}' cannot be the name of a table.", expected="letters, digits and _, no digit first", came=name
             )
-        return Table(Place(self._catalog, self.namespace, name))
+        return Table(TableAddress(self._catalog, self.namespace, name))
 
     def tables(self) -> list[str]:
         "The names of all tables, sorted."
@@ -240,7 +240,7 @@ class Catalog:
         "Remove a table with all its versions and files. Raises `TableError` where there is none."
         if name not in self.tables():
             self.table(name).snapshot()  # raises, with the closest name
-        place = Place(self._catalog, self.namespace, name)
-        with readable(name):
+        place = TableAddress(self._catalog, self.namespace, name)
+        with table_errors(name):
             self._catalog.drop_table(place.identifier)
         remove(place.location)  # known without the table's records, which may be damaged

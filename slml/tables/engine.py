@@ -46,7 +46,7 @@ class Engine(Protocol):
         "The result piece by piece, in its order. It may exceed the memory; others may be read meanwhile. `TableError`."
         ...
 
-    def hashed(
+    def with_row_hash(
         self,
         expr: ibis.Table,  # over tables of this engine
         columns: Sequence[str],  # of the key, in order

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['USD', 'POINTS', 'TIMES', 'UNITS', 'REQUIRED', 'DESCRIPTIONS', 'TARIFF', 'AND_BACK', 'SHIFT', 'IN_MONTH', 'DICTIONARY',
-           'ZIP', 'NUMBERED', 'BOX', 'REGION', 'ARROW', 'SUM', 'OFF', 'NO_CITY', 'SPEED', 'TWO', 'FEATURES', 'NOTES',
-           'FOUND_BY', 'column', 'valid', 'accurate', 'consistent', 'uniform', 'contract', 'found_by']
+           'ZIP', 'NUMBERED', 'BOX', 'REGION', 'ARROW', 'SUM', 'METER_OFF', 'NO_CITY', 'SPEED', 'STATE_LETTERS',
+           'FEATURES', 'NOTES', 'RULE_FOR_DEFECT', 'column', 'valid', 'accurate', 'consistent', 'uniform', 'contract',
+           'rule_for_defect']
 
 # %% ../../nbs/taxi/rules.ipynb #cf20d039
 from datetime import timedelta
@@ -25,8 +26,8 @@ from slml.contract.rules import (
     SameUnit,
     Unique,
 )
-from .files import days_in, months_from
-from .trips import COLUMNS, TIME
+from .files import consecutive_months, days_in
+from .trips import COLUMNS, TIME_FORMAT
 
 # %% ../../nbs/taxi/rules.ipynb #2613e12a
 USD = ("FAREAMOUNT", "GRATUITYAMOUNT", "SURCHARGEAMOUNT", "EXTRAFAREAMOUNT", "TOLLAMOUNT", "TOTALAMOUNT")
@@ -56,7 +57,7 @@ def column(name: str) -> Column:
         "timestamp" if name in TIMES else number.get(name, "text"),
         unit=UNITS.get(name, ""),
         nullable=name not in REQUIRED,
-        format=TIME if name in TIMES else "",
+        format=TIME_FORMAT if name in TIMES else "",
         description=DESCRIPTIONS.get(name, ""),
     )
 
@@ -101,7 +102,7 @@ def accurate() -> tuple[AnyRule, ...]:
 # %% ../../nbs/taxi/rules.ipynb #77ccf8aa
 ARROW = "Nobody arrives before they leave."
 SUM = "The column dictionary defines the total so; a cent is left to rounding."
-OFF = "A meter that was switched off shows no miles although the cab moved."
+METER_OFF = "A meter that was switched off shows no miles although the cab moved."
 NO_CITY = "A database prints NULL for a missing value; no city is called that."
 
 
@@ -112,21 +113,21 @@ def consistent() -> tuple[AnyRule, ...]:
     return (
         Ordered(*TIMES, reason=ARROW),
         Expression(f"abs(TOTALAMOUNT - ({parts})) < 0.015", name="total is the sum of its parts", reason=SUM),
-        Expression(f"MILEAGE > 0 OR ({stayed})", name="a trip to another block has a distance", reason=OFF),
+        Expression(f"MILEAGE > 0 OR ({stayed})", name="a trip to another block has a distance", reason=METER_OFF),
         Expression("upper(ORIGINCITY) <> 'NULL'", name="ORIGINCITY: a name, not the word NULL", reason=NO_CITY),
     )
 
 # %% ../../nbs/taxi/rules.ipynb #70be57c5
 SPEED = "Miles by seconds: 90 miles an hour at most. Minutes in place of seconds make it sixty times as much."
-TWO = "States are written with two capital letters."
+STATE_LETTERS = "States are written with two capital letters."
 
 
 def uniform() -> tuple[AnyRule, ...]:
     "All rows use the same units and spellings."
     return (
         SameUnit("MILEAGE", "DURATION", low=0, high=90 / 3600, reason=SPEED),
-        SameFormat("ORIGINSTATE", "[A-Z]{2}", reason=TWO),
-        SameFormat("DESTINATIONSTATE", "[A-Z]{2}", reason=TWO),
+        SameFormat("ORIGINSTATE", "[A-Z]{2}", reason=STATE_LETTERS),
+        SameFormat("DESTINATIONSTATE", "[A-Z]{2}", reason=STATE_LETTERS),
     )
 
 # %% ../../nbs/taxi/rules.ipynb #8d04bcf7
@@ -142,7 +143,7 @@ def contract(
     months: int = 1,  # how many
 ) -> Contract:
     "What trips of these months must be; raises UsageError when `first` is not a month."
-    starts = months_from(first, months)
+    starts = consecutive_months(first, months)
     end = starts[-1] + timedelta(days=days_in(starts[-1]) - 1)
     times = valid(f"{starts[0]}T00:00:00", f"{end}T23:00:00")
     return Contract(
@@ -158,7 +159,7 @@ def contract(
     )
 
 # %% ../../nbs/taxi/rules.ipynb #bf6e1095
-FOUND_BY = {
+RULE_FOR_DEFECT = {
     "no_fare": "FAREAMOUNT: not null",
     "no_origin": "ORIGIN_BLOCK_LATITUDE: not null",
     "no_destination": "DESTINATION_BLOCK_LAT: not null",
@@ -179,11 +180,11 @@ FOUND_BY = {
 }
 
 
-def found_by(
+def rule_for_defect(
     kind: str,  # of the truth
     column: str,  # of the truth
 ) -> str:  # the name of a rule
     "The rule that was made for a defect."
     if (kind, column) == ("null_text", "ORIGINCITY"):
         return "ORIGINCITY: a name, not the word NULL"
-    return FOUND_BY[kind].format(column=column)
+    return RULE_FOR_DEFECT[kind].format(column=column)

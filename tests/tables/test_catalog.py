@@ -239,11 +239,11 @@ def test_a_replacement_may_have_other_columns_and_be_taken_back(catalog):
     new = table.replace(pa.table({"b": [2.5], "c": [[1]], "a.x": [True]}))
     assert new.schema.names == ["b", "c", "a.x"]
     assert read(new).to_pydict() == {"b": [2.5], "c": [[1]], "a.x": [True]}
-    assert table._place.load().scan().to_arrow().to_pydict() == {"b": [2.5], "c": [[1]], "a.x": [True]}
+    assert table._address.load().scan().to_arrow().to_pydict() == {"b": [2.5], "c": [[1]], "a.x": [True]}
     assert catalog.snapshot(old.ref).schema.names == ["a", "b"]
     table.rollback(old.id)
     assert read(table.append(pa.table({"b": ["y"], "a": [2]}))).to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
-    assert table._place.load().scan().to_arrow().sort_by("a").to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
+    assert table._address.load().scan().to_arrow().sort_by("a").to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
 
 
 @pytest.mark.parametrize(
@@ -397,5 +397,5 @@ def test_other_readers_of_iceberg_see_the_same(catalog):
     rows = pa.table({"trip id": [1, 2, None], "a.b": ["x", None, "z"], "stops": [[1, 2], [], None]})
     table = catalog.table("t")
     table.append(rows)
-    assert table._place.load().scan().to_arrow().to_pydict() == rows.to_pydict()
-    assert table._place.load().scan(row_filter=IsNull("trip id")).to_arrow().num_rows == 1
+    assert table._address.load().scan().to_arrow().to_pydict() == rows.to_pydict()
+    assert table._address.load().scan(row_filter=IsNull("trip id")).to_arrow().num_rows == 1
