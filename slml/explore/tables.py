@@ -17,7 +17,7 @@ from ..errors import IngestError, UsageError
 from ..storage import content_hash
 from ..tables.catalog import Catalog, Snapshot
 from ..tables.engine import Engine, use_engine
-from ..tables.ingest import holds_exactly, ingest_files, table_name
+from ..tables.ingest import default_table_name, holds_exactly, ingest_files
 from ..workspace import Workspace
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def ingest(
     "Make a snapshot of files or a frame. Raises `UsageError`, `IngestError`, `StorageError`; then nothing changed."
     workspace = workspace or Workspace()
     if isinstance(source, str | Path):
-        return _ingest(str(source), table or table_name(str(source)), types, columns, append, workspace)
+        return _ingest(str(source), table or default_table_name(str(source)), types, columns, append, workspace)
     if not hasattr(source, "__arrow_c_stream__"):
         raise UsageError(
             "This is nothing that can be ingested.",

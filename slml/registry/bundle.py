@@ -27,7 +27,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import ContractError, RegistryError, StorageError
-from ..storage import filesystem, from_service, open_atomic, package_hash
+from ..storage import filesystem, is_storage_error, open_atomic, package_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,7 +195,7 @@ def _read(uri: str, name: str) -> bytes:
     try:
         return fs.cat_file(f"{path.rstrip('/')}/{name}")
     except Exception as error:
-        if not from_service(error):
+        if not is_storage_error(error):
             raise
         raise RegistryError(
             f"There is no whole bundle at {uri}: {name} cannot be read.",
