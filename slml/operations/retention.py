@@ -20,7 +20,7 @@ from ..monitoring.policy import Keep
 from ..registry.bundle import Lineage
 from ..runs.cache import SNAPSHOT
 from ..runs.run import Run, list_runs
-from ..storage import filesystem, read_text, reading, remove
+from ..storage import filesystem, read_errors, read_text, remove
 from ..workspace import Workspace
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def size(
 ) -> int:  # bytes
     "How much lies in a folder."
     fs, path = filesystem(uri)
-    with reading(uri):
+    with read_errors(uri):
         return sum(facts["size"] or 0 for facts in fs.find(path, detail=True).values())
 
 # %% ../../nbs/operations/retention.ipynb #61cbf7e4
@@ -146,7 +146,7 @@ def old_logs(workspace: Workspace, before: date) -> Iterator[Item]:
     "Days of request logs."
     home = workspace.uri("served", workspace.project)
     fs, path = filesystem(home)
-    with reading(home):
+    with read_errors(home):
         models = fs.ls(path, detail=False) if fs.exists(path) else []
         days = [day for model in models for day in fs.ls(model, detail=False)]
     for day in sorted(days):

@@ -122,14 +122,18 @@ def as_type(
 
 def _parse_values(values: pa.Array, column: Column, dtype: pa.DataType) -> pa.Array:
     "Values of which some do not read as the type."
-    from slml.tables.types import connect, declared, parse  # loads DuckDB, which reading a profile does not need
+    from slml.tables.types import (  # loads DuckDB, which reading a profile does not need
+        parse_type,
+        parse_values,
+        parsing_connection,
+    )
 
     if pa.types.is_floating(values.type):  # as whole numbers
         whole_numbers = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
         return pc.if_else(whole_numbers, values, None).cast(dtype)
     try:
-        declaration = declared(f"{column.type} {column.format}".strip())
-        return parse(values.cast(pa.string()), declaration, connect()).cast(dtype)
+        declaration = parse_type(f"{column.type} {column.format}".strip())
+        return parse_values(values.cast(pa.string()), declaration, parsing_connection()).cast(dtype)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return pa.nulls(len(values), dtype)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import StorageError, SubmissionError
-from ..storage import exists, filesystem, open_atomic, reading
+from ..storage import exists, filesystem, open_atomic, read_errors
 
 if TYPE_CHECKING:  # a container unpacks with this module before it loads anything large
     from pathspec import GitIgnoreSpec
@@ -212,7 +212,7 @@ def unpack_archive(
 ) -> Path:  # the folder
     "Unpack an archive. Raises `StorageError` where it is missing or is not what its name says."
     fs, path = filesystem(uri)
-    with reading(uri), fs.open(path, "rb") as file:
+    with read_errors(uri), fs.open(path, "rb") as file:
         content = file.read()
     name = uri.rsplit("/", 1)[-1].removesuffix(".tar.gz")
     if hashlib.sha256(content).hexdigest() != name:
