@@ -30,7 +30,7 @@ from .windows import Window
 from ..quality.profile import PREDICTION, Profile
 from ..registry.aliases import Pointer, read_state
 from ..registry.bundle import Bundle
-from ..serving.log import served
+from ..serving.log_reader import read_log
 from ..storage import write_text
 from ..workspace import Workspace
 
@@ -196,7 +196,7 @@ def look_at(
     limits: Limits = LIMITS,
 ) -> Look:
     "Look at what a version has answered in a window. Raises `RegistryError`, `StorageError`, `ContractError`."
-    log = served(workspace, model, window.since, window.until)
+    log = read_log(workspace, model, window.since, window.until)
     asked = log.read()
     pointer = pointer_of(model, version or busiest(asked), workspace)
     bundle = Bundle.load(pointer.uri)

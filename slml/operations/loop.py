@@ -38,7 +38,7 @@ from ..registry.bundle import Bundle
 from ..runners.open import run_job
 from ..runs.job import job
 from ..runs.run import list_runs
-from ..serving.log import served
+from ..serving.log_reader import read_log
 from ..workspace import Workspace, project_folder
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def compared(watch: Watch, last: Decision, version: int, shadow: int) -> Compari
     bundle = Bundle.load(watch.state.aliases[CHAMPION].uri)
     ref = labels_of(watch)
     labels = read_labels(Catalog(watch.workspace).snapshot(ref), bundle.contract, watch.workspace) if ref else None
-    rows = served(watch.workspace, watch.model, since=_time(last.since)).read()
+    rows = read_log(watch.workspace, watch.model, since=_time(last.since)).read()
     sure, alike = watch.policy.sure, watch.policy.limits.alike
     return compare(rows, labels, bundle.contract, version, shadow, sure, alike, bundle.encoder.target.classes)
 

@@ -121,9 +121,9 @@ def _logged(log: "RequestLog | None") -> "Iterator[Metric]":
     from prometheus_client.core import GaugeMetricFamily
 
     if log:
-        counts = {(name,): getattr(log, name) for name in ("written", "dropped", "failed")}
+        counts = {("written",): log.written_rows, ("dropped",): log.dropped_rows, ("failed",): log.failed_writes}
         yield _counter("slml_log", "Rows written to the log or dropped, and writes that failed.", ("what",), counts)
-        yield GaugeMetricFamily("slml_log_waiting", "Rows that are not in storage yet.", value=log.waiting)
+        yield GaugeMetricFamily("slml_log_waiting", "Rows that are not in storage yet.", value=log.waiting_rows)
 
 # %% ../../nbs/serving/metrics.ipynb #56e4ac9f
 class _Told:

@@ -23,7 +23,8 @@ from granian.server.embed import Server
 
 from ..errors import RegistryError, SlmlError, closest
 from ..registry.aliases import Pointer, State, changes, read_state
-from .log import RequestLog, place
+from .log import RequestLog
+from .log_rows import log_folder
 from .predictor import Predictor, check
 from .service import Application, Limits, Service, Versions
 from ..storage import exists, read_text
@@ -192,7 +193,7 @@ def _log(settings: Settings, champion: Predictor) -> RequestLog | None:
     "The log of a service, where it has one."
     if not (settings.root and settings.log_share):
         return None
-    where = place(settings.root, settings.project or "bundles", settings.model or champion.terms.name)
+    where = log_folder(settings.root, settings.project or "bundles", settings.model or champion.terms.name)
     return RequestLog(where, msgspec.json.decode(champion.bundle.files["contract.json"]), settings.log_share)
 
 

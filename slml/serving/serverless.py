@@ -102,8 +102,8 @@ class Moment:
         self,
         now: float,  # seconds, by a clock that only goes on
     ) -> bool:
-        many = self.log.waiting >= ROWS and not self.log.failing
-        if not self.log.waiting or not (many or now - self.last >= SECONDS):
+        many = self.log.waiting_rows >= ROWS and not self.log.failing
+        if not self.log.waiting_rows or not (many or now - self.last >= SECONDS):
             return False
         self.last = now
         return True

@@ -21,7 +21,8 @@ from slml.registry.export import export, profile_of
 from slml.runners.open import run_job
 from slml.runs.job import job
 from slml.runs.run import Run, list_runs
-from slml.serving.log import RequestLog, place
+from slml.serving.log import RequestLog
+from slml.serving.log_rows import log_folder
 from slml.tables.catalog import Catalog
 from slml.workspace import Workspace
 
@@ -79,7 +80,7 @@ def workspace(tmp_path: Path, tracking_uri: str, bundle: Bundle) -> Workspace:
 
 def serve(workspace: Workspace, bundle: Bundle, table: pa.Table, at: datetime = NOON, step: float = 1.0) -> None:
     """Answers of the champion, one each `step` seconds."""
-    log = RequestLog(place(workspace.root, "dc", "rides"), bundle.contract)
+    log = RequestLog(log_folder(workspace.root, "dc", "rides"), bundle.contract)
     asked = table.drop_columns(["fare"])
     for n, (row, guess) in enumerate(zip(asked.to_pylist(), bundle.predict(table).tolist(), strict=True)):
         log.put([row], [guess], f"{at:%H%M}-{n}", 1, "champion", (), at.timestamp() + n * step)

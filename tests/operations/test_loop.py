@@ -20,7 +20,8 @@ from slml.pipelines.pipeline import load_pipeline, run_pipeline
 from slml.registry.aliases import changes, read_state
 from slml.registry.versions import promote, set_shadow, versions
 from slml.runs.run import list_runs
-from slml.serving.log import RequestLog, place
+from slml.serving.log import RequestLog
+from slml.serving.log_rows import log_folder
 from slml.serving.serve import Loader, Settings
 from slml.serving.service import Service
 from slml.tables.catalog import Catalog
@@ -99,7 +100,8 @@ class City:
         """A day of requests, each a row, and then the night in which the fares become known."""
         settings = Settings(source="taxi@champion", root=self.workspace.root, project=self.workspace.project)
         served = Loader(settings)(self.state)
-        log = ClockedLog(place(self.workspace.root, self.workspace.project, "taxi"), served.champion.bundle.contract)
+        folder = log_folder(self.workspace.root, self.workspace.project, "taxi")
+        log = ClockedLog(folder, served.champion.bundle.contract)
         service = Service(served, log)
         for n, row in enumerate(rows):
             log.clock = (self.day + timedelta(seconds=86_000 * n / len(rows))).timestamp()
@@ -107,10 +109,10 @@ class City:
             answer = service.answer("POST", "/predict", {"content-type": "application/json"}, json.dumps(body).encode())
             assert answer.status == 200, answer.body
         expected, end = len(rows) * (2 if served.shadow else 1), time.monotonic() + 20
-        while log.waiting + log.written < expected and time.monotonic() < end:  # the shadow takes its time
+        while log.waiting_rows + log.written_rows < expected and time.monotonic() < end:  # the shadow takes its time
             time.sleep(0.01)
         assert log.close()
-        assert log.written == expected
+        assert log.written_rows == expected
         labels = pa.table({name: [row[name] for row in rows] for name in (*KEY, FARE)})
         Catalog(self.workspace).table("fares").append(labels)
         self.day += timedelta(days=1)

@@ -21,7 +21,9 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from slml.contract import Column, Contract
-from slml.serving.log import OWN, RequestLog, place, served
+from slml.serving.log import RequestLog
+from slml.serving.log_reader import read_log
+from slml.serving.log_rows import LOG_COLUMNS, log_folder
 from slml.workspace import Workspace
 
 TYPES = {"trip": "text", "miles": "float", "riders": "int", "shared": "bool", "day": "date", "at": "timestamp"}
@@ -40,7 +42,7 @@ TRIP = {"trip": "t1", "miles": 3, "riders": 2, "shared": True, "day": "2024-05-0
 
 def log_at(workspace: Workspace, name: str = "taxi", **how: float) -> RequestLog:
     """The log of a model in a workspace."""
-    return RequestLog(place(workspace.root, workspace.project, name), CONTRACT, **how)
+    return RequestLog(log_folder(workspace.root, workspace.project, name), CONTRACT, **how)
 
 
 def until(holds: Callable[[], bool], seconds: float = 30) -> None:
@@ -57,8 +59,8 @@ def test_numbers_come_back_as_the_contract_has_them_and_persons_do_not(workspace
         [{**TRIP, "passenger": "Ann", "fare": 9.5, "more": [1]}, {}], [9.73, 3.25], "r1", 3, outside=[["miles"], []]
     )
     assert log.close()
-    table = served(workspace, "taxi").read()
-    assert table.schema.names == [*TYPES, *OWN]
+    table = read_log(workspace, "taxi").read()
+    assert table.schema.names == [*TYPES, *LOG_COLUMNS]
     first, second = table.to_pylist()
     came = {"miles": 3.0, "riders": 2, "shared": True, "day": date(2024, 5, 1), "at": datetime(2024, 5, 1, 8, 30)}
     assert {name: first[name] for name in came} == came
@@ -96,11 +98,11 @@ def fuzzed() -> Iterator[tuple[Workspace, RequestLog]]:
 def test_whatever_a_client_sends_is_a_row_of_the_log(fuzzed: tuple[Workspace, RequestLog], rows: list[dict]) -> None:
     """Never a lost row, and a number that is there is the number that was sent."""
     workspace, log = fuzzed
-    before = log.written
+    before = log.written_rows
     log.put(rows, [1.0] * len(rows), "r1", 1)
     assert log.flush(30)
-    assert (log.written, log.dropped) == (before + len(rows), 0), log.error
-    stored = served(workspace, "taxi").files[-1]
+    assert (log.written_rows, log.dropped_rows) == (before + len(rows), 0), log.error
+    stored = read_log(workspace, "taxi").files[-1]
     for sent, kept in zip(rows, pa.parquet.read_table(stored).to_pylist(), strict=True):
         if kept["riders"] is not None and isinstance(sent["riders"], int | float):
             assert kept["riders"] == sent["riders"]
@@ -118,8 +120,8 @@ def test_many_threads_and_every_row_is_counted(workspace: Workspace) -> None:
     for thread in threads:
         thread.join(60)
     assert log.close()
-    assert log.written + log.dropped == 20_000
-    assert served(workspace, "taxi").read().num_rows == log.written > 0
+    assert log.written_rows + log.dropped_rows == 20_000
+    assert read_log(workspace, "taxi").read().num_rows == log.written_rows > 0
 
 
 @pytest.fixture
@@ -138,16 +140,16 @@ def test_a_full_disk_costs_rows_and_nothing_else(small_disk: Path) -> None:
     workspace = Workspace(root=str(small_disk / "root"), project="test")
     log = log_at(workspace, rows=1_000, seconds=0.05, max_waiting=20_000)
     sent, end = 0, time.monotonic() + 60
-    while not (log.failing and log.dropped):
+    while not (log.failing and log.dropped_rows):
         assert time.monotonic() < end
         log.put([{**TRIP, "trip": os.urandom(40).hex()}], [9.73], f"r{sent}", 3)
         sent += 1
     assert "No space left" in log.error
-    assert log.waiting <= 20_000
+    assert log.waiting_rows <= 20_000
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     assert log.close(30), "with room, all that was kept is written"
-    window = served(workspace, "taxi")
-    assert window.read().num_rows == log.written == sent - log.dropped
+    window = read_log(workspace, "taxi")
+    assert window.read().num_rows == log.written_rows == sent - log.dropped_rows
     assert not window.skipped, "no file was there by half"
     assert not list(small_disk.rglob("*.part"))
 
@@ -169,20 +171,20 @@ def test_a_storage_outage_is_survived_in_bounded_memory(monkeypatch: pytest.Monk
     workspace = Workspace(root="s3://served/x", project="test", catalog_uri="sqlite://", tracking_uri="sqlite://")
     log = log_at(workspace, rows=500, seconds=0.05, max_waiting=5_000)
     log.put([TRIP], [9.73], "r0", 3)
-    until(lambda: log.written == 1)
+    until(lambda: log.written_rows == 1)
     server.stop()
     used = psutil.Process().memory_info().rss
     for n in range(200_000):
         log.put([{**TRIP, "trip": f"t{n}"}], [9.73], f"r{n}", 3)
     until(lambda: log.failing)
-    assert log.waiting <= 5_000
-    assert log.dropped == 200_000 - log.waiting
+    assert log.waiting_rows <= 5_000
+    assert log.dropped_rows == 200_000 - log.waiting_rows
     assert psutil.Process().memory_info().rss - used < 60e6
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    kept = log.waiting
+    kept = log.waiting_rows
     assert log.close(60), log.error
-    window = served(workspace, "taxi")
+    window = read_log(workspace, "taxi")
     assert (window.read().num_rows, window.skipped) == (1 + kept, {})
     server.stop()
 
@@ -202,13 +204,13 @@ for n in itertools.count():
 
 def test_killed_while_it_writes_leaves_no_half_file(workspace: Workspace) -> None:
     for wanted in (3, 12, 30):
-        command = [sys.executable, "-c", WRITE, place(workspace.root, "test", "taxi")]
+        command = [sys.executable, "-c", WRITE, log_folder(workspace.root, "test", "taxi")]
         process, folder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), Path(workspace.root, "served")
         assert process.stdout.readline() == "begun\n"
         until(lambda wanted=wanted, folder=folder: len(list(folder.rglob("*.parquet"))) >= wanted)
         process.kill()
         process.communicate(timeout=30)
-        window = served(workspace, "taxi")
+        window = read_log(workspace, "taxi")
         rows = window.read().to_pylist()
         assert window.skipped == {}
         assert len({(row["_request"], row["_time"]) for row in rows}) == len(rows), "no row is there twice"
@@ -219,7 +221,7 @@ def test_files_that_are_cut_off_or_gone_are_skipped_and_named(workspace: Workspa
     for n in range(6):
         log.put([{**TRIP, "trip": f"t{n}"}], [9.73], f"r{n}", 3, at=1714521600.0 + 3600 * n)
     assert log.close()
-    window = served(workspace, "taxi")
+    window = read_log(workspace, "taxi")
     empty, half, middle, gone = map(Path, window.files[:4])
     empty.write_bytes(b"")
     half.write_bytes(half.read_bytes()[:-20])
@@ -236,7 +238,7 @@ def test_a_clock_that_goes_back_loses_nothing(workspace: Workspace) -> None:
     for n, at in enumerate(times):
         log.put([TRIP], [9.73], f"r{n}", 3, at=at)
     assert log.close()
-    rows = served(workspace, "taxi").read().to_pylist()
+    rows = read_log(workspace, "taxi").read().to_pylist()
     assert {row["_request"]: row["_time"].timestamp() for row in rows} == {f"r{n}": at for n, at in enumerate(times)}
-    day = served(workspace, "taxi", since=datetime(2024, 4, 30, tzinfo=UTC), until=datetime(2024, 5, 1, tzinfo=UTC))
+    day = read_log(workspace, "taxi", since=datetime(2024, 4, 30, tzinfo=UTC), until=datetime(2024, 5, 1, tzinfo=UTC))
     assert [row["_request"] for row in day.read().to_pylist()] == ["r3"]
