@@ -1,19 +1,26 @@
 # Everything here sets itself up: the first call makes the virtual environment, later calls are quick.
 #   make run      the main job, from raw (synthetic) trips to a tested and registered model; ROWS=1000000 make run for twice as many
-#   make test     lint, the notebooks' examples, pytest (which also holds notebooks, package and README in step)
+#   make quick    lint, types and the fast tests, in less than two minutes
+#   make test     lint, types, the notebooks' examples, and all tests but the slow ones, with their coverage
+#   make test-slow    whole pipelines and months of real data
 #   make test-page    the service's page in a real Chromium; needs Debian's chromium
 #   make test-cloud   the cloud parts on an emulated AWS with real containers; needs podman, runc, debootstrap and root
+#   make test-all     these four
 #   make export   the package from the notebooks;   make readme   README.md from nbs/index.ipynb
+#   make docs     the documentation site in _docs, its links checked
 #   make bench    how long each step takes, beside what others need;   make bench-serving   the service beside others;
 #                 make bench-drift   what monitoring finds and misses
 #   make lock     constraints.txt afresh from settings.ini
+#   make release VERSION=0.2.0   a checked wheel and a tag
 
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
+EXTRAS := dev,docs,aws,gcp,azure,kubernetes
 ROWS   ?= 500000
 SEED   ?= 0
+QUICK  := tests/house tests/contract tests/features tests/sampling tests/costs
 README_DIR ?= .
 TEST_CLOUD ?= $(HOME)/.cache/slml-test-cloud
 TRIPS  := .slml/trips_$(ROWS)_$(SEED)
@@ -23,31 +30,47 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install run test lint notebooks pytest test-page test-cloud export readme bench bench-serving bench-drift lock clean
+.PHONY: install run quick test test-all lint types notebooks pytest coverage test-slow test-page test-cloud export readme docs \
+        bench bench-serving bench-drift lock release clean
 
 install: $(READY)
 
 $(READY): constraints.txt settings.ini setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev,aws,gcp,azure,kubernetes]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 run: $(READY)
 	@python -m slml.taxi --rows $(ROWS) --seed $(SEED) --out $(TRIPS)
 	@slml pipeline run pipelines/taxi.yaml -p 'source=$(TRIPS)/*.txt'
 
-test: lint notebooks pytest
+quick: lint types
+	python -m pytest -q -n 2 --dist worksteal -m "not slow and not medium" $(QUICK)
+
+test: lint types notebooks pytest coverage
+
+test-all: test test-slow test-page test-cloud
 
 lint: $(READY)
 	ruff check .
 	ruff format --check .
 
+types: $(READY)
+	mypy
+
 # Every example in every notebook; job notebooks (skip_exec) run in pytest, as jobs.
 notebooks: $(READY)
-	nbdev_test --n_workers 2 --timing
+	nbdev_test --n_workers 2
 
 pytest: $(READY)
-	python -m pytest -q -n 2 --dist worksteal tests
+	python -m pytest -q -n 2 --dist worksteal -m "not slow" --cov=slml --cov-report= tests
+
+# The total, and the ten modules of which the tests run least (the notebooks' examples run more of them).
+coverage:
+	@coverage report --skip-covered --sort=cover | sed -n '1,12p;$$p'
+
+test-slow: $(READY)
+	python -m pytest -q -n 2 --dist worksteal -m slow tests
 
 test-page: $(READY)
 	python -m pytest -q tests/page
@@ -66,6 +89,12 @@ readme: $(READY)
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=remove_input \
 	  --output-dir $(README_DIR) --output README
 
+# -W: a broken link is an error.
+docs: $(READY)
+	python docs/pages.py build/docs
+	sphinx-build -q -W --keep-going -j 2 -c docs build/docs _docs
+	@echo "open _docs/index.html"
+
 bench: $(READY)
 	python bench/steps.py --rows $(ROWS)
 
@@ -79,9 +108,22 @@ bench-drift: $(READY)
 # torch is pinned first: an unpinned one brings gigabytes of CUDA.
 lock:
 	$(PYTHON) -m venv .lock && echo 'torch==2.13.0' > .lock/torch.txt
-	.lock/bin/pip install --quiet -c .lock/torch.txt --editable '.[dev,aws,gcp,azure,kubernetes]'
+	.lock/bin/pip install --quiet -c .lock/torch.txt --editable '.[$(EXTRAS)]'
 	.lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > constraints.txt
 	rm -r .lock
 
+# A tag on a clean tree, for a version that the changelog has and whose wheel works in a fresh environment.
+release: $(READY)
+	@test -n "$(VERSION)" || { echo "say which: make release VERSION=0.2.0"; exit 2; }
+	@test -z "$$(git status --porcelain)" || { echo "commit your changes first"; exit 2; }
+	@grep -q "^## $(VERSION) " CHANGELOG.md || { echo "CHANGELOG.md has no section for $(VERSION)"; exit 2; }
+	sed -i 's/^version = .*/version = $(VERSION)/' settings.ini
+	$(MAKE) export readme
+	python -m build --outdir dist
+	python -m pytest -q tests/promises/test_wheel.py
+	git commit -qam "Release $(VERSION)"
+	git tag -a "v$(VERSION)" -m "slml $(VERSION)"
+	@echo "push it: git push --follow-tags"
+
 clean:
-	rm -rf .slml build dist *.egg-info
+	rm -rf .slml build dist _docs *.egg-info

@@ -69,6 +69,7 @@ def imports(path: Path, with_names: bool = False) -> set[str]:
     return modules
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_imports_alone(path: Path) -> None:
     """A notebook passes while its module is broken if an import sits in a cell that is not exported."""
@@ -135,6 +136,7 @@ def source(cell: dict) -> str:
     return "".join(cell["source"]) + "\n"
 
 
+@pytest.mark.medium
 def test_notebooks_are_clean_and_in_step_with_the_package(tmp_path: Path) -> None:
     """Exporting and cleaning a copy of the notebooks gives exactly the files that are here."""
     shutil.copytree(REPOSITORY / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
@@ -170,6 +172,7 @@ def test_importing_slml_is_quick_and_loads_nothing_heavy() -> None:
     assert not {"torch", "boto3", "mlflow", "pyspark", "pyiceberg", "pandas"} & set(loaded)
 
 
+@pytest.mark.medium
 def test_the_readme_is_its_notebook(tmp_path: Path) -> None:
     """README.md is made by `make readme`; the same text, with pictures of the same names."""
     made = subprocess.run(
@@ -182,6 +185,7 @@ def test_the_readme_is_its_notebook(tmp_path: Path) -> None:
     assert pictures[0] == pictures[1], "run make readme"
 
 
+@pytest.mark.medium
 def test_ids_of_tests_are_the_same_in_every_process(tmp_path: Path) -> None:
     """pytest-xdist refuses to start where an id holds a time, something random or an address in memory."""
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-o", "addopts="]

@@ -17,6 +17,7 @@ from slml.quality.profile import Profile, profile
 
 from support import green
 
+pytestmark = pytest.mark.slow
 BEGINS = datetime(2023, 2, 15)  # when the planted faults do
 
 

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from slml.contract import Between, Category, Column, Contract, Numeric, TimeParts
 
 from support import REPOSITORY
 
+pytestmark = pytest.mark.slow
 SLML = Path(sys.executable).parent / "slml"
 ADULT = (
     "age,workclass,fnlwgt,education,education_num,marital_status,occupation,relationship,race,sex,"
