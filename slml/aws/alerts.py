@@ -8,9 +8,10 @@ __all__ = ['SUBJECT', 'ALL', 'Topic']
 # %% ../../nbs/aws/alerts.ipynb #01de68a1
 from collections.abc import Mapping
 
-from .account import asking, connect
+from .account import connect
 from ..errors import SettingsError
 from ..monitoring.alerts import CHANNELS, Alert, Opener
+from ..runners.batch.errors import aws_errors
 
 # %% ../../nbs/aws/alerts.ipynb #a517bf33
 SUBJECT = 100  # characters at most
@@ -37,7 +38,7 @@ class Topic:
         "Publish it. Raises `CloudError` where SNS refuses, `UsageError` without a login."
         ordered = {"MessageGroupId": alert.model, "MessageDeduplicationId": alert.id}
         subject = " ".join(f"{alert.model}: {alert.title}".split()).encode("ascii", "replace").decode()[:SUBJECT]
-        with asking(f"publish to {self.arn}"):
+        with aws_errors(f"publish to {self.arn}"):
             connect(self.region).client("sns").publish(
                 TopicArn=self.arn,
                 Subject=subject,

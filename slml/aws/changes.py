@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from .account import Account, asking, connect
+from .account import Account, connect
 from .deployed import check_state, find
 from .parts import logical
 from .stack_template import INLINE, PARAMETERS, as_json, template
 from ..errors import CloudError, UsageError, closest
 from ..runners.batch import names
+from ..runners.batch.errors import aws_errors
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -95,7 +96,7 @@ def leftovers(
 ) -> list[str]:  # logical names of what is there and not of the stack
     "Stores that are there already. Raises `CloudError` for a database of somebody else."
     bucket, found = names.bucket_name(stack, account.id, account.region), []
-    with asking(f"look for the bucket {bucket}"):
+    with aws_errors(f"look for the bucket {bucket}"):
         s3, glue = account.client("s3"), account.client("glue")
         for name, ask in (("Bucket", s3.head_bucket), ("BucketPolicy", s3.get_bucket_policy)):
             if name not in own and answer(ask, Bucket=bucket):
@@ -205,7 +206,7 @@ def plan(
     if now:
         check_state(now)
     everybody = sorted({*projects, *(now.projects if now else ())})
-    with asking(f"deploy the stack {stack}"):
+    with aws_errors(f"deploy the stack {stack}"):
         own = _own(account, stack) if now else set()
         kept = leftovers(stack, account, everybody, own)
         text = as_json(template(everybody, kept))
@@ -266,7 +267,7 @@ def discard(
     plan: Plan,
 ) -> None:
     "Forget a plan: nothing of it stays in the account. Raises `CloudError`."
-    with asking(f"forget the plan for {plan.stack}"):
+    with aws_errors(f"forget the plan for {plan.stack}"):
         client = plan.account.client("cloudformation")
         if plan.id:
             client.delete_change_set(ChangeSetName=plan.id, StackName=plan.stack_id)

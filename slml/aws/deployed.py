@@ -9,10 +9,11 @@ __all__ = ['Deployed', 'find', 'check_state', 'look']
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .account import Account, asking
+from .account import Account
 from .parts import logical
 from ..errors import CloudError, UsageError, closest
 from ..runners.batch import names
+from ..runners.batch.errors import aws_errors
 
 # %% ../../nbs/aws/deployed.ipynb #c0bec83d
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def find(
     "A stack as it is. Raises `CloudError`."
     from botocore.exceptions import ClientError
 
-    with asking(f"look at the stack {stack}"):
+    with aws_errors(f"look at the stack {stack}"):
         try:
             found = account.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
         except ClientError as error:

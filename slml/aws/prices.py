@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['LINUX', 'QUERIES', 'REGION_CODE', 'NAMES', 'Query', 'first_step', 'price_of', 'parse_products', 'read_products',
-           'parse_spot', 'read_spot', 'Refreshed', 'merge', 'answered', 'refresh']
+           'parse_spot', 'read_spot', 'Refreshed', 'merge', 'refresh']
 
 # %% ../../nbs/aws/prices.ipynb #9efbd6bf
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..costs.prices import MACHINES, Price, PriceBook, region_of, with_spot
 from ..errors import CloudError
+from ..runners.batch.errors import aws_errors
 from ..workspace import Workspace
 
 if TYPE_CHECKING:
@@ -185,21 +185,6 @@ def merge(book: PriceBook, found: Iterable[Price]) -> Refreshed:
     return Refreshed(fresh, len(found), changed, rest)
 
 # %% ../../nbs/aws/prices.ipynb #3ed506bf
-@contextmanager
-def answered() -> Iterator[None]:
-    "Raises `CloudError` for what boto3 raises within."
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except (BotoCoreError, ClientError) as error:
-        raise CloudError(
-            "The prices could not be read; the book is as it was.",
-            came=str(error),
-            todo="log in to AWS, with leave for pricing:GetProducts and ec2:DescribeSpotPriceHistory.",
-        ) from error
-
-
 def refresh(
     workspace: Workspace,
     region: str = "",  # "": that of the workspace
@@ -211,7 +196,7 @@ def refresh(
 
     moment, region = moment or datetime.now(UTC), region or region_of(workspace)
     waits = Config(connect_timeout=10, read_timeout=30)  # seconds; boto3 tries a few times
-    with answered():
+    with aws_errors("read the prices; the book is as it was"):
         pricing = boto3.client("pricing", region_name="us-east-1", config=waits)  # it answers in few regions only
         found = list(read_products(pricing, region, f"{moment:%Y-%m-%d}"))
         found += read_spot(boto3.client("ec2", region_name=region, config=waits), region, moment)

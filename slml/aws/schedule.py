@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .account import Account, asking, connect
+from .account import Account, connect
 from ..errors import SettingsError, SlmlError, UsageError, closest
 from ..execution.entry import prepare_environment
 from ..runners.batch import names
 from ..runners.batch.client import stack_region
+from ..runners.batch.errors import aws_errors
 from ..runs.archive import path_in_project, upload_project
 from ..runs.environment import workspace_environment
 from ..runs.resources import Resources
@@ -157,7 +158,7 @@ def schedule(
     name = schedule_name(file, workspace.project)
     asked = submission(name, command, workspace, upload_project(folder, workspace), path_in_project(Path.cwd(), folder))
     wanted = request(name, when, asked, workspace, account, timezone)
-    with asking(f"schedule {name}"):
+    with aws_errors(f"schedule {name}"):
         client = account.client("scheduler")
         try:
             client.create_schedule(**wanted)
@@ -172,7 +173,7 @@ def list_schedules(
     "The schedules of the project. Raises `CloudError`, `SettingsError`."
     account = connect(_region(workspace))
     group = names.scheduler_group_name(workspace.stack)
-    with asking("list the schedules"):
+    with aws_errors("list the schedules"):
         client = account.client("scheduler")
         pages = client.get_paginator("list_schedules").paginate(GroupName=group, NamePrefix=f"{workspace.project}-")
         known = [one["Name"] for page in pages for one in page["Schedules"]]
@@ -200,7 +201,7 @@ def unschedule(
         todo = closest(name, known) or "see slml pipeline schedules."
         raise UsageError(f"There is no schedule '{name}'.", expected=", ".join(known) or "any schedule", todo=todo)
     account = connect(_region(workspace))
-    with asking(f"remove the schedule {name}"):
+    with aws_errors(f"remove the schedule {name}"):
         account.client("scheduler").delete_schedule(GroupName=names.scheduler_group_name(workspace.stack), Name=name)
     return name
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from . import service_template as services
-from .account import Account, asking, connect
+from .account import Account, connect
 from .changes import Plan, change, worked_out
 from .deployed import Deployed, check_state, find
 from .events import Say, check_events, follow
@@ -34,6 +34,7 @@ from .stack_template import as_json
 from ..errors import CloudError, SettingsError, UsageError, closest
 from ..runners.batch import names
 from ..runners.batch.client import stack_region
+from ..runners.batch.errors import aws_errors
 from ..workspace import Workspace
 
 # %% ../../nbs/aws/service_deploy.ipynb #e4468276
@@ -121,7 +122,7 @@ def held(
     stack = find(service_name(workspace.stack, workspace.project, name), account)
     if not stack:
         return None
-    with asking(f"look at the service {name}"):
+    with aws_errors(f"look at the service {name}"):
         body = account.client("cloudformation").get_template(StackName=stack.name)["TemplateBody"]
     return Held(stack, _service(body, stack.name))
 
@@ -145,7 +146,7 @@ def image_here(
 ) -> tuple[str, str]:  # repository URI, digest
     "The newest image of services. Raises `CloudError` where none was built."
     client, repository = account.client("ecr"), names.repository_name(stack)
-    with asking(f"look for the image of services in the repository {repository}"):
+    with aws_errors(f"look for the image of services in the repository {repository}"):
         try:
             [image] = client.describe_images(repositoryName=repository, imageIds=[{"imageTag": TAG}])["imageDetails"]
         except client.exceptions.ImageNotFoundException as error:
@@ -163,7 +164,7 @@ def keep_image(
     "Give an image a tag that it keeps. Raises `CloudError`."
     client, repository, digest = account.client("ecr"), names.repository_name(stack), image.partition("@")[2]
     tag = f"{TAG}-{digest.removeprefix('sha256:')[:12]}"
-    with asking(f"keep the image {image}"):
+    with aws_errors(f"keep the image {image}"):
         [found] = client.batch_get_image(repositoryName=repository, imageIds=[{"imageDigest": digest}])["images"]
         try:
             client.put_image(repositoryName=repository, imageManifest=found["imageManifest"], imageTag=tag)
@@ -208,7 +209,7 @@ def ask_plan(
     }
     if not now:
         asked["OnStackFailure"] = "DELETE"
-    with asking(f"deploy the service {service.name}"):
+    with aws_errors(f"deploy the service {service.name}"):
         made = account.client("cloudformation").create_change_set(**asked)
         found = worked_out(account, made["Id"], made["StackId"], stack)
     changes = tuple(change(one["ResourceChange"]) for one in found)
@@ -294,7 +295,7 @@ def remove(
 ) -> None:
     "Remove a service. Raises `UsageError` where there is none, `CloudError` with the first thing that failed."
     stack = look(name, workspace).stack
-    with asking(f"remove the service {name}"):
+    with aws_errors(f"remove the service {name}"):
         client = stack.account.client("cloudformation")
         last = client.describe_stack_events(StackName=stack.id)["StackEvents"][0]["Timestamp"]
         client.delete_stack(StackName=stack.id)

@@ -15,11 +15,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .account import Account, asking, connect
+from .account import Account, connect
 from .changes import Plan, plan  # noqa: F401 - the first step of a deployment
 from .deployed import Deployed, look
 from .events import Say, check_events, follow
 from ..runners.batch import names
+from ..runners.batch.errors import aws_errors
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -31,7 +32,7 @@ def deploy_stack(
 ) -> Deployed:
     "Carry out a plan and wait for its end. Raises `CloudError` with the first thing that failed."
     if plan.id:
-        with asking(f"deploy the stack {plan.stack}"):
+        with aws_errors(f"deploy the stack {plan.stack}"):
             client = plan.account.client("cloudformation")
             since = _last(plan.account, plan.stack_id)
             client.execute_change_set(ChangeSetName=plan.id, StackName=plan.stack_id)
@@ -94,7 +95,7 @@ def stack_status(
 ) -> StackStatus:
     "What a stack is doing. Raises `CloudError`, and `UsageError` where there is none."
     found = look(stack, connect(region))
-    with asking(f"look at the stack {stack}"), ThreadPoolExecutor(8) as pool:
+    with aws_errors(f"look at the stack {stack}"), ThreadPoolExecutor(8) as pool:
         batch = found.account.client("batch")
         known = stack_queues(batch, stack)
         waiting, running = (list(pool.map(partial(_count, batch, states), known)) for states in (WAITING, RUNNING))
@@ -171,13 +172,13 @@ def destroy_stack(
 ) -> None:
     "Remove a stack. Raises `CloudError` with the first thing that failed, `UsageError` where there is none."
     found = look(stack, connect(region))
-    with asking(f"remove the stack {stack}"):
+    with aws_errors(f"remove the stack {stack}"):
         _end_jobs(found, say)
         client, since = found.account.client("cloudformation"), _last(found.account, found.id)
         client.delete_stack(StackName=found.id)
         events = list(follow(found.account, found.id, since, say))
     check_events(stack, events)
-    with asking(f"remove the data of the stack {stack}"):
+    with aws_errors(f"remove the data of the stack {stack}"):
         for project in found.projects:
             _remove_database(found.account, names.database_name(project), found.bucket, data, say)
         _remove_bucket(found.account, found.bucket, data, say)

@@ -24,11 +24,13 @@ from botocore.validate import validate_parameters
 from moto.core.config import default_user_config
 from moto.server import ThreadedMotoServer
 
+from slml.aws.account import connect
 from slml.costs.budget import set_budget
 from slml.errors import BudgetError, CloudError, SubmissionError, UsageError
 from slml.execution.entry import find_run
 from slml.runners.batch import runner as batch
-from slml.runners.batch.client import AwsClient, aws_errors, is_transient_aws_error, stack_region
+from slml.runners.batch.client import AwsClient, stack_region
+from slml.runners.batch.errors import aws_errors, is_transient_aws_error
 from slml.runners.batch.names import bucket_name
 from slml.runners.batch.queries import JobLog
 from slml.runners.batch.request import RETRY, job_request, join_request
@@ -422,19 +424,19 @@ def denied(code: str, status: int = 400) -> ClientError:
 
 
 @pytest.mark.parametrize(
-    ("error", "part", "passes"),
+    ("error", "type", "part", "passes"),
     [
-        (NoCredentialsError(), "does not know who asks", False),
-        (NoRegionError(), "does not know who asks, or where", False),
-        (denied("ExpiredTokenException"), "does not know who asks", False),
-        (EndpointConnectionError(endpoint_url="https://batch"), "does not answer", True),
-        (denied("AccessDeniedException", 403), "does not allow describe_jobs", False),
-        (denied("TooManyRequestsException", 429), "refused describe_jobs", True),
-        (denied("ClientException"), "refused describe_jobs", False),
+        (NoCredentialsError(), UsageError, "does not know who you are", False),
+        (NoRegionError(), UsageError, "No region", False),
+        (denied("ExpiredTokenException"), UsageError, "login to AWS is not valid", False),
+        (EndpointConnectionError(endpoint_url="https://batch"), CloudError, "could not be reached to list jobs", True),
+        (denied("AccessDeniedException", 403), CloudError, "does not allow you to list jobs", False),
+        (denied("TooManyRequestsException", 429), CloudError, "could not list jobs", True),
+        (denied("ClientException"), CloudError, "could not list jobs", False),
     ],
 )
-def test_trouble_is_one_sentence(error: Exception, part: str, passes: bool) -> None:
-    with pytest.raises(CloudError, match=part) as told, aws_errors("batch", "describe_jobs"):
+def test_trouble_is_one_sentence(error: Exception, type: type, part: str, passes: bool) -> None:
+    with pytest.raises(type, match=part) as told, aws_errors("list jobs", "look at slml aws status."):
         raise error
     assert is_transient_aws_error(told.value) == passes
     assert told.value.todo
@@ -446,9 +448,12 @@ def test_without_credentials_it_says_so(project: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(project / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(project / "none"))
-    with pytest.raises(CloudError, match="does not know who asks") as told:
+    with pytest.raises(UsageError, match="does not know who you are") as told:
         BatchRunner(CLOUD).submit(job("fare.ipynb", {}))
     assert "aws configure" in told.value.todo
+    with pytest.raises(UsageError) as alike:
+        connect(REGION)
+    assert (str(told.value), told.value.exit_code) == (str(alike.value), alike.value.exit_code), "as every command"
 
 
 def test_the_region_is_in_the_name_of_the_bucket() -> None:
@@ -469,7 +474,7 @@ class Planted(AwsClient):
     def job(self, id: str, age: float = 0.0) -> Mapping:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
-            with aws_errors("batch", "describe_jobs"):
+            with aws_errors("list jobs"):
                 raise answer
         return answer() if callable(answer) else answer
 
@@ -576,7 +581,7 @@ def test_a_wait_survives_throttling_and_a_lost_network(submitted: Run, monkeypat
     assert runner.wait(submitted.id).error.type == "HostLost"
     runner = planted(replace(submitted, status="waiting"), lost)
     save_run(submitted)
-    assert "does not answer" in runner.why(submitted.id).why
+    assert "could not be reached" in runner.why(submitted.id).why
     with pytest.raises(CloudError, match="does not allow"):
         planted(submitted, {"status": "RUNNING"}, denied("AccessDeniedException", 403)).wait(submitted.id)
 

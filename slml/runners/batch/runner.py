@@ -24,7 +24,8 @@ from . import check as batch_check
 from . import names
 from . import request as batch_request
 from . import why as batch_why
-from .client import PATIENCE, AwsClient, is_transient_aws_error, stack_region
+from .client import PATIENCE, AwsClient, stack_region
+from .errors import is_transient_aws_error
 from .queries import JobLog, job_facts, read_stack_state
 from slml.runners.batch.state import (
     ENDED_STATES,
