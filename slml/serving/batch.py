@@ -27,6 +27,7 @@ from ..errors import ContractError, StorageError, TableError, closest
 from ..registry.bundle import Bundle
 from ..storage import exists, filesystem, open_atomic, remove
 from ..tables.catalog import Snapshot, Table
+from ..tables.files import open_parquet
 from ..tables.rowhash import ROW_HASH
 from ..tables.storable import check_fits
 
@@ -160,16 +161,6 @@ class Part:
     rows: int
     groups: tuple[tuple[str, int], ...]  # file, row group
 
-
-def _open(file: str) -> pq.ParquetFile:
-    "A data file. Raises `StorageError` where it cannot be read."
-    try:
-        fs, path = filesystem(file)
-        return pq.ParquetFile(path, filesystem=fs, pre_buffer=True)
-    except (OSError, pa.ArrowException) as error:
-        todo = "check the path, or take another snapshot of the table."
-        raise StorageError(f"The data file {file} cannot be read.", came=str(error), todo=todo) from error
-
 # %% ../../nbs/serving/batch.ipynb #89b94de0
 def parts(
     snapshot: Snapshot,
@@ -178,7 +169,7 @@ def parts(
     "The parts of a snapshot. Raises `StorageError` where a file cannot be read."
     number, first, count, groups = 0, 0, 0, []
     for file in snapshot.files:
-        with _open(file) as parquet:
+        with open_parquet(file) as parquet:
             sizes = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
         for n, size in enumerate(sizes):
             groups.append((file, n))
@@ -194,7 +185,7 @@ def _read(part: Part, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBa
     "The rows of a part and the place of the first of each piece. Raises `StorageError` for a damaged file."
     place = part.first
     for file, groups in groupby(part.groups, lambda group: group[0]):
-        with _open(file) as parquet:
+        with open_parquet(file) as parquet:
             try:
                 for rows in parquet.iter_batches(PIECE, row_groups=[n for _, n in groups], columns=list(columns)):
                     yield place, rows
@@ -234,7 +225,7 @@ def _keep(
 ) -> bool:  # whether it had to be predicted
     "See that the predictions of a part are in its file. Raises `StorageError`, `TrainingError`."
     if exists(place):
-        with suppress(StorageError), _open(place) as there:  # a damaged one is made again
+        with suppress(StorageError), open_parquet(place) as there:  # a damaged one is made again
             if there.metadata.num_rows == part.rows:
                 return False
     kept = pa.schema([field for field in schema if field.name not in ("version", "snapshot")])
@@ -289,7 +280,7 @@ def _complete(files: Sequence[str], schema: pa.Schema, version: str, snapshot: S
     "The rows of all parts with version and snapshot. Raises `TableError` unless they are as many as the snapshot's."
     count = 0
     for file in files:
-        with _open(file) as part:
+        with open_parquet(file) as part:
             for rows in part.iter_batches(PIECE):
                 same = [pa.repeat(text, len(rows)) for text in (version, snapshot.ref)]
                 yield pa.RecordBatch.from_arrays([*rows.columns, *same], schema=schema)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import StorageError, TrainingError, UsageError, closest
 from ..features.encoder import Batch
 from ..sampling.split import Part
-from ..storage import filesystem
+from ..tables.files import open_parquet
 from ..tables.rowhash import ROW_HASH
 
 # %% ../../nbs/training/loader.ipynb #a8230ddb
@@ -51,18 +51,6 @@ class Block:
     group: int  # of the file
     rows: int
     inside: bool  # whether all of its rows are in the part, as far as the footer tells
-
-# %% ../../nbs/training/loader.ipynb #87a17451
-def _open(file: str) -> pq.ParquetFile:
-    "A Parquet file at a path or URI. Raises StorageError where it cannot be read."
-    try:
-        fs, path = filesystem(file)
-        return pq.ParquetFile(path, filesystem=fs, pre_buffer=True)
-    except (OSError, pa.ArrowException) as error:
-        todo = "check the path, or take another snapshot of the table."
-        raise StorageError(
-            "A data file cannot be read.", expected=f"a Parquet file at {file}", came=str(error), todo=todo
-        ) from error
 
 # %% ../../nbs/training/loader.ipynb #4adfdc0c
 def _extremes(group: pq.RowGroupMetaData, column: str) -> tuple | None:
@@ -96,7 +84,7 @@ def _covers(part: Part, group: pq.RowGroupMetaData) -> tuple[bool, bool]:
 # %% ../../nbs/training/loader.ipynb #fa1fe93b
 def _blocks(file: str, part: Part, columns: Sequence[str]) -> list[Block]:
     "The row groups of a file that matter. Raises TrainingError where a column is missing."
-    with _open(file) as parquet:
+    with open_parquet(file) as parquet:
         names = parquet.schema_arrow.names
         for column in columns:
             if column not in names:
@@ -122,7 +110,7 @@ def _read(block: Block, part: Part, columns: Sequence[str] | None) -> Iterator[p
     "The rows of a block that are in the part. Raises StorageError where the file is damaged."
     needed = None if columns is None else list(dict.fromkeys([*columns, *part.columns]))
     try:
-        with _open(block.file) as parquet:
+        with open_parquet(block.file) as parquet:
             for batch in parquet.iter_batches(PIECE, row_groups=[block.group], columns=needed):
                 yield batch if block.inside else part.keep(batch)
     except (OSError, pa.ArrowException) as error:
