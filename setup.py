@@ -4,6 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=["="], interpolation=None)
@@ -14,6 +15,16 @@ settings = config["DEFAULT"]
 def lines(name: str) -> list[str]:
     """The requirements listed under `name`, one a line."""
     return [line.strip() for line in settings.get(name, "").splitlines() if line.strip()]
+
+
+class BuildWithJobs(build_py):
+    """Copies the job notebooks into the package, which finds them in `nbs/jobs` where it runs from a clone."""
+
+    def run(self) -> None:
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            for notebook in sorted((here / "nbs" / "jobs").glob("*.ipynb")):
+                self.copy_file(str(notebook), str(Path(self.build_lib, "slml", "jobs", notebook.name)))
 
 
 readme = here / "README.md"
@@ -27,6 +38,7 @@ setup(
     author=settings["author"],
     license="Apache-2.0",
     url=settings["git_url"],
+    cmdclass={"build_py": BuildWithJobs},
     packages=find_packages(include=["slml", "slml.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=lines("requirements"),

@@ -30,6 +30,7 @@ import slml
 from ..errors import CloudError, SubmissionError
 from ..runners.batch import names
 from ..runners.batch.errors import aws_errors
+from ..runs.notebooks import packaged_notebooks
 from ..storage import open_atomic
 from ..workspace import Workspace
 
@@ -49,19 +50,20 @@ def archived(
 # %% ../../nbs/aws/image.ipynb #1038f089
 def wheel() -> tuple[str, bytes]:  # file name, content
     "The slml that runs here, as a wheel."
-    known, package = metadata.distribution("slml"), Path(slml.__file__).parent
+    distribution, package = metadata.distribution("slml"), Path(slml.__file__).parent
     files = {
         f"slml/{path.relative_to(package).as_posix()}": path.read_bytes()
         for path in package.rglob("*")
         if path.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)
     }
-    info = f"slml-{known.version}.dist-info"
-    described = known.read_text("METADATA") or known.read_text("PKG-INFO") or ""
+    files |= {f"slml/jobs/{path.name}": path.read_bytes() for path in packaged_notebooks().values()}  # in a clone
+    info = f"slml-{distribution.version}.dist-info"
+    described = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
     files[f"{info}/METADATA"] = described.encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: slml\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    files[f"{info}/entry_points.txt"] = (known.read_text("entry_points.txt") or "").encode()
+    files[f"{info}/entry_points.txt"] = (distribution.read_text("entry_points.txt") or "").encode()
     files[f"{info}/RECORD"] = _listed(files, f"{info}/RECORD")
-    return f"slml-{known.version}-py3-none-any.whl", archived(files)
+    return f"slml-{distribution.version}-py3-none-any.whl", archived(files)
 
 
 def _listed(files: Mapping[str, bytes], itself: str) -> bytes:
@@ -76,11 +78,12 @@ def _listed(files: Mapping[str, bytes], itself: str) -> bytes:
 # %% ../../nbs/aws/image.ipynb #2f046cea
 def constraints() -> str:  # one "name==version" a line
     "The versions of all that is installed here from a registry."
-    found = {}
-    for known in metadata.distributions():
-        if known.name and known.name.lower() != "slml" and not known.read_text("direct_url.json"):
-            found.setdefault(known.name.lower(), known.version.partition("+")[0])  # 2.13.0+cpu: the variant decides
-    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
+    versions = {}
+    for distribution in metadata.distributions():
+        if distribution.name and distribution.name.lower() != "slml" and not distribution.read_text("direct_url.json"):
+            version = distribution.version.partition("+")[0]  # 2.13.0+cpu: the variant decides
+            versions.setdefault(distribution.name.lower(), version)
+    return "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
 
 # %% ../../nbs/aws/image.ipynb #d8a7bd9a
 EXTRAS = ("aws", "gcp", "azure")  # a job may be anywhere; the Kubernetes client is for those who submit

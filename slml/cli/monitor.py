@@ -64,7 +64,7 @@ def monitor_command(
 
     Example: `slml monitor taxi --watch --every 60`"""
     from slml.aws.alerts import ALL
-    from slml.operations.loop import MONITOR, project_file, watch_once
+    from slml.operations.loop import MONITOR, watch_once
     from slml.runners.open import run_job
     from slml.runs.job import job
 
@@ -73,7 +73,7 @@ def monitor_command(
         watch_repeatedly(lambda: watch_once(model, workspace, policy, openers=ALL), every, steps)
         return
     parameters = {"model": model, "since": since, "until": until, "policy": policy}
-    finished = run_job(job(project_file(MONITOR), parameters), workspace)
+    finished = run_job(job(MONITOR, parameters), workspace)
     show(facts(run_facts(finished)), asdict(finished), as_json)
 
 # %% ../../nbs/cli/monitor.ipynb #b9287b5f

@@ -37,6 +37,7 @@ from ..registry.aliases import State, changes, read_state
 from ..registry.bundle import Bundle
 from ..runners.open import run_job
 from ..runs.job import job
+from ..runs.notebooks import job_notebook
 from ..runs.run import list_runs
 from ..serving.log_reader import read_log
 from ..workspace import Workspace, project_folder
@@ -77,7 +78,7 @@ def outcome(
     return NOT_BETTER if late or (found.rows >= enough and found.worse(by)) else ""
 
 # %% ../../nbs/operations/loop.ipynb #c2f753ae
-MONITOR = "nbs/jobs/monitor.ipynb"
+MONITOR = "monitor"  # the job
 CHAMPION = "champion"
 
 
@@ -117,10 +118,11 @@ class Watch:
 
 # %% ../../nbs/operations/loop.ipynb #9a2c997c
 def project_file(
-    file: str,  # from the top of the project, or a whole path or URI; of a notebook or a pipeline
+    file: str,  # the name of a job, a path from the top of the project, an absolute path or a URI
 ) -> str:
     "Where a file is, whatever folder one is in."
-    return file if "://" in file else str(project_folder() / file)
+    path = job_notebook(file)
+    return path if "://" in path else str(project_folder() / path)
 
 # %% ../../nbs/operations/loop.ipynb #029a9c9c
 def labels_of(watch: Watch) -> str:  # such as fares@123; empty: there are none yet

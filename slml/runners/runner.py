@@ -9,10 +9,10 @@ __all__ = ['TOLD_TO_END', 'Runner', 'Destination', 'prepare_runs', 'is_final', '
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 from ..runs.job import Job, fingerprint, git_commit
+from ..runs.notebooks import code_folder
 from ..runs.run import Failure, Reason, Run, new_run, save_run
 from ..storage import read_text, write_text
 from ..workspace import Workspace
@@ -61,7 +61,7 @@ def prepare_runs(
     destination: Destination | None = None,  # by default this machine
 ) -> list[Run]:  # waiting
     "Make the folders of runs that are to be submitted."
-    source, version = read_text(jobs[0].notebook), git_commit(Path(jobs[0].notebook).parent)
+    source, version = read_text(jobs[0].notebook), git_commit(code_folder(jobs[0].notebook))
     shared = {"code": version, "after": tuple(after), "pipeline": pipeline}
     if destination:
         shared |= {

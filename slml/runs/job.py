@@ -19,6 +19,7 @@ from pathlib import Path
 from fsspec import available_protocols
 
 from ..errors import UsageError
+from .notebooks import job_notebook
 from .parameters import Value, bind, read_cells, read_parameters
 from .resources import Resources
 from ..storage import content_hash, expand, filesystem, package_hash, read_text, write_text
@@ -50,12 +51,12 @@ def is_deferred(value: object) -> bool:
 
 
 def job(
-    notebook: str | Path,  # path or URI of a job notebook
+    notebook: str | Path,  # the name of a job, such as train, or the path or URI of a job notebook
     arguments: Mapping[str, object],  # parameters, as text or with their types, or references to the outputs of runs
     resources: Resources | None = None,
 ) -> Job:
     "A checked call of a notebook. Raises `ParameterError` where a value does not fit, `UsageError` without a notebook."
-    paths = expand(str(notebook))
+    paths = expand(job_notebook(str(notebook)))
     if len(paths) != 1 or not paths[0].endswith(".ipynb"):
         raise UsageError(f"{notebook} is not a notebook.", expected="one .ipynb file", todo="check the path.")
     declared_parameters = read_parameters(paths[0])

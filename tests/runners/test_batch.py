@@ -37,6 +37,8 @@ from slml.runners.batch.request import RETRY, job_request, join_request
 from slml.runners.batch.runner import BatchRunner, BatchRuns
 from slml.runners.open import open_runner
 from slml.runners.runner import Destination, prepare_runs
+from slml.runs import notebooks
+from slml.runs.archive import pack
 from slml.runs.environment import workspace_environment
 from slml.runs.job import Job, job
 from slml.runs.resources import Resources
@@ -274,6 +276,21 @@ def test_a_job_runs_from_its_request_alone(runner: BatchRunner) -> None:
     assert "It is done" in runner.why(id).why
     runner.cancel(id)
     assert runner.status(id) == "done", "a run that has ended stays as it is"
+
+
+def test_a_notebook_that_ships_with_slml_runs_in_the_project(
+    runner: BatchRunner, project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path_factory.mktemp("site-packages") / "fare.ipynb"
+    (project / "fare.ipynb").rename(installed)
+    monkeypatch.setattr(notebooks, "packaged_notebooks", lambda: {"fare": installed})
+    id = runner.submit(job("fare", {"rows": "30"}))
+    assert "fare.ipynb" not in pack(project).files
+    installed.unlink()  # it is not where the job runs; the run has its text, and the archive the project's code
+    done = container(record_of(runner, id))
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = runner.wait(id)
+    assert (run.job, run.status, run.metrics) == ("fare", "done", {"fare": 75.0})
 
 
 def test_the_name_of_the_runner_gives_it(aws: None) -> None:
