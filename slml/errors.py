@@ -101,5 +101,5 @@ def closest(
     names: Iterable[str],  # what there is
 ) -> str:  # a sentence to append to a message, or nothing when no name is near
     "A hint at the name that was probably meant."
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"did you mean '{found[0]}'?" if found else ""
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"did you mean '{matches[0]}'?" if matches else ""

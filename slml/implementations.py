@@ -14,11 +14,11 @@ from .errors import SettingsError, closest
 # %% ../nbs/implementations.ipynb #abe5d10c
 def find_implementations(
     kind: str,  # "engine": those of others are in the group "slml.engines"
-    own: Mapping[str, str],  # those of slml: name -> "module:object"
+    builtin: Mapping[str, str],  # those of slml: name -> "module:object"
 ) -> dict[str, list[EntryPoint]]:  # name -> all that have this name, those of slml first
     "All implementations of a kind, of slml and of installed packages."
     group = f"slml.{kind}s"
-    points = [EntryPoint(name, value, group) for name, value in own.items()]
+    points = [EntryPoint(name, value, group) for name, value in builtin.items()]
     points += entry_points(group=group)
     return {point.name: [p for p in points if p.name == point.name] for point in points}
 
@@ -26,10 +26,10 @@ def find_implementations(
 def load_implementation(
     kind: str,  # "engine": also the name of the setting
     name: str,  # which one
-    own: Mapping[str, str],  # those of slml: name -> "module:object"
+    builtin: Mapping[str, str],  # those of slml: name -> "module:object"
 ) -> object:  # what the name stands for, imported
     "The implementation of a name. Raises `SettingsError` for one that is unknown, ambiguous or cannot be imported."
-    points = find_implementations(kind, own)
+    points = find_implementations(kind, builtin)
     if name not in points:
         raise SettingsError(
             f"There is no {kind} '{name}'.",

@@ -73,8 +73,8 @@ def read_errors(
     except Exception as error:
         if not is_storage_error(error):
             raise
-        came = getattr(error, "strerror", "") or str(error)
-        raise StorageError(f"{uri} cannot be read.", came=came, todo="check its path and rights.") from error
+        reason = getattr(error, "strerror", "") or str(error)
+        raise StorageError(f"{uri} cannot be read.", came=reason, todo="check its path and rights.") from error
 
 # %% ../nbs/storage.ipynb #2955e0a1
 def expand(
@@ -85,12 +85,12 @@ def expand(
     with read_errors(source):
         folder = fs.isdir(path)
         if folder:
-            found = fs.find(path)
+            paths = fs.find(path)
         elif fsspec.core.has_magic(path):
-            found = [p for p, facts in fs.glob(path, detail=True).items() if facts["type"] == "file"]
+            paths = [p for p, facts in fs.glob(path, detail=True).items() if facts["type"] == "file"]
         else:
-            found = [path] * fs.isfile(path)
-    files = sorted(p for p in found if not _is_hidden(p[len(path.rstrip("/")) :] if folder else p.rsplit("/", 1)[-1]))
+            paths = [path] * fs.isfile(path)
+    files = sorted(p for p in paths if not _is_hidden(p[len(path.rstrip("/")) :] if folder else p.rsplit("/", 1)[-1]))
     if not files:
         raise _no_file_error(source, fs, path)
     return [p if _is_local(fs) else fs.unstrip_protocol(p) for p in files]
@@ -108,14 +108,14 @@ def _no_file_error(source: str, fs: fsspec.AbstractFileSystem, path: str) -> Usa
     "What to say when `source` names no file."
     parent, name = path.rsplit("/", 1) if "/" in path else (".", path)
     try:
-        beside = [p.rsplit("/", 1)[-1] for p in fs.ls(parent or "/", detail=False)]
+        neighbours = [p.rsplit("/", 1)[-1] for p in fs.ls(parent or "/", detail=False)]
     except OSError:
         return UsageError(f"No file matches '{source}'.", came=f"there is no folder {parent}", todo="check the path.")
     return UsageError(
         f"No file matches '{source}'.",
         expected="a file, a glob, a folder or a URI that holds at least one file",
-        came=f"{len(beside)} other names in {parent}",
-        todo=closest(name, beside) or "check the path.",
+        came=f"{len(neighbours)} other names in {parent}",
+        todo=closest(name, neighbours) or "check the path.",
     )
 
 # %% ../nbs/storage.ipynb #42d9879e
@@ -152,8 +152,8 @@ def open_atomic(
             raise
         full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
         todo = "free some space and start again." if full else "check the place and its rights."
-        came = getattr(error, "strerror", "") or str(error)
-        raise StorageError(f"{uri} cannot be written.", came=came, todo=f"Nothing was changed: {todo}") from error
+        reason = getattr(error, "strerror", "") or str(error)
+        raise StorageError(f"{uri} cannot be written.", came=reason, todo=f"Nothing was changed: {todo}") from error
 
 
 @contextmanager
@@ -199,20 +199,22 @@ def create_file(
     except Exception as error:
         if not is_storage_error(error):
             raise
-        came = getattr(error, "strerror", "") or str(error)
-        raise StorageError(f"{uri} cannot be written.", came=came, todo="Nothing was changed: start again.") from error
+        reason = getattr(error, "strerror", "") or str(error)
+        raise StorageError(
+            f"{uri} cannot be written.", came=reason, todo="Nothing was changed: start again."
+        ) from error
     return True
 
 
 def _create_local(path: str, data: bytes) -> None:
     "Write a local file whole. Raises `FileExistsError`."
-    own = str(Path(path).with_name(f".{uuid4().hex}"))
-    with open_atomic(own) as file:
+    temporary = str(Path(path).with_name(f".{uuid4().hex}"))
+    with open_atomic(temporary) as file:
         file.write(data)
     try:
-        os.link(own, path)
+        os.link(temporary, path)
     finally:
-        os.unlink(own)
+        os.unlink(temporary)
 
 # %% ../nbs/storage.ipynb #df48de4c
 def read_text(
@@ -256,5 +258,5 @@ def copy_file(
     target: str,  # a path or URI; missing folders are made
 ) -> None:
     "Copy a file whole or not at all. Raises `StorageError`."
-    with read_errors(source), open_file(source) as found, open_atomic(target, "wb") as file:
-        shutil.copyfileobj(found, file)
+    with read_errors(source), open_file(source) as stream, open_atomic(target, "wb") as file:
+        shutil.copyfileobj(stream, file)

@@ -7,7 +7,6 @@ __all__ = ['PROJECT_MARKERS', 'project_folder', 'load_profiles', 'selected_profi
 
 # %% ../nbs/workspace.ipynb #f7c9368c
 import getpass
-import html
 import os
 import re
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from .display import facts_table
 from .errors import SettingsError, closest
 
 # %% ../nbs/workspace.ipynb #b220137c
@@ -47,14 +47,14 @@ def load_profiles() -> dict[str, dict[str, object]]:  # name -> settings; empty 
 def selected_profile() -> dict[str, object]:  # the settings of the chosen profile; empty where there is no slml.toml
     "The profile that `SLML_PROFILE` names. Raises `SettingsError` where it is not there."
     name = os.environ.get("SLML_PROFILE", "default")
-    known = load_profiles()
-    if name != "default" and name not in known:
+    settings = load_profiles()
+    if name != "default" and name not in settings:
         raise SettingsError(
             f"There is no profile '{name}'.",
-            expected=f"one of the profiles {sorted(known)} in {project_folder() / 'slml.toml'}",
-            todo=closest(name, known) or "name another one in SLML_PROFILE, or unset it.",
+            expected=f"one of the profiles {sorted(settings)} in {project_folder() / 'slml.toml'}",
+            todo=closest(name, settings) or "name another one in SLML_PROFILE, or unset it.",
         )
-    return known.get(name, {})
+    return settings.get(name, {})
 
 # %% ../nbs/workspace.ipynb #b8180613
 def _database_uri(name: str, data: dict[str, object]) -> str:
@@ -129,8 +129,7 @@ class Workspace(Settings):
             yield Path(folder)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{k}</th><td>{html.escape(str(v))}</td></tr>" for k, v in self.model_dump().items())
-        return f"<table>{rows}</table>"
+        return facts_table(self.model_dump())
 
 # %% ../nbs/workspace.ipynb #b30d0c82
 def _settings_error(error: ValidationError) -> SettingsError:
@@ -138,9 +137,9 @@ def _settings_error(error: ValidationError) -> SettingsError:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        known = list(Settings.model_fields)
+        names = list(Settings.model_fields)
         return SettingsError(
-            f"There is no setting '{name}'.", expected=", ".join(known), todo=closest(name, known) or "leave it out."
+            f"There is no setting '{name}'.", expected=", ".join(names), todo=closest(name, names) or "leave it out."
         )
     return SettingsError(
         f"The setting '{name}' cannot be used.",

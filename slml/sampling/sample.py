@@ -27,12 +27,12 @@ def prefix(
 ) -> Part:
     "The beginning of a part, seen from the start of a seed."
     positions = rotate(part.ranges, -seed_start(seed))
-    left = math.ceil(share * sum(high - low for low, high in positions))
-    taken: list[Range] = []
+    width = math.ceil(share * sum(high - low for low, high in positions))
+    ranges: list[Range] = []
     for low, high in positions:
-        taken += [(low, min(high, low + left))] if left > 0 else []
-        left -= high - low
-    return part.model_copy(update={"ranges": rotate(taken, seed_start(seed))})
+        ranges += [(low, min(high, low + width))] if width > 0 else []
+        width -= high - low
+    return part.model_copy(update={"ranges": rotate(ranges, seed_start(seed))})
 
 # %% ../../nbs/sampling/sample.ipynb #20682338
 def _safe_share(rows: int, total: int) -> float:
@@ -52,9 +52,9 @@ def _prefix_with_rows(table: ibis.Table, engine: "Engine", part: Part, rows: int
         )
     share = _safe_share(rows, total)
     while True:
-        found = prefix(part, share, seed).filter(table)
-        if share == 1 or engine.read(found.aggregate(rows=found.count()))["rows"][0].as_py() >= rows:
-            return found
+        beginning = prefix(part, share, seed).filter(table)
+        if share == 1 or engine.read(beginning.aggregate(rows=beginning.count()))["rows"][0].as_py() >= rows:
+            return beginning
         share = min(1.0, 2 * share)
 
 # %% ../../nbs/sampling/sample.ipynb #72736878
@@ -87,13 +87,9 @@ def sample(
     table, part = engine.table(snapshot), part or Part()
     require_column(table, ROW_HASH, snapshot)
     if rows is not None:
-        _check(rows >= 1, "The number of rows of a sample must be at least 1.", f"{rows}")
+        if rows < 1:
+            raise UsageError("The number of rows of a sample must be at least 1.", came=f"{rows}")
         return _order_by_hash(_prefix_with_rows(table, engine, part, rows, seed), seed).limit(rows)
-    _check(0 < share <= 1, "The share of a sample must be above 0 and at most 1.", f"{share}")
+    if not 0 < share <= 1:
+        raise UsageError("The share of a sample must be above 0 and at most 1.", came=f"{share}")
     return prefix(part, share, seed).filter(table)
-
-# %% ../../nbs/sampling/sample.ipynb #556d1fde
-def _check(holds: bool, problem: str, came: str) -> None:
-    "Raise UsageError unless it holds."
-    if not holds:
-        raise UsageError(problem, came=came)

@@ -8,7 +8,6 @@ __all__ = ['CIRCLE', 'Range', 'MINIMUM_ROWS', 'SHARES', 'seed_start', 'rotate', 
 
 # %% ../../nbs/sampling/split.ipynb #10d32d1c
 import datetime as dt
-import html
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from ..display import concat, element, table
 from ..errors import SamplingError, UsageError, closest
 from ..tables.rowhash import ROW_HASH
 
@@ -160,20 +160,13 @@ class Split(BaseModel):
         return self.parts[name]
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{self.rows[name]:,}</td>"
-            f"<td>{self.rows[name] / max(self.total, 1):.1%}</td><td>{_span(part)}</td></tr>"
-            for name, part in self.parts.items()
-        )
-        head = "<tr><th>part</th><th>rows</th><th>share</th><th>by</th></tr>"
-        return f"<p>Split of {html.escape(self.snapshot)}, seed {self.seed}</p><table>{head}{rows}</table>"
-
-# %% ../../nbs/sampling/split.ipynb #29f18dfe
-def _span(part: Part) -> str:
-    "What decides about a part, in words."
-    if part.time_column:
-        return html.escape(f"{part.time_column} from {part.time_low} to before {part.time_high}")
-    return "row hash"
+        rows = []
+        for name, part in self.parts.items():
+            span = f"{part.time_column} from {part.time_low} to before {part.time_high}"
+            share = self.rows[name] / max(self.total, 1)
+            rows.append([name, f"{self.rows[name]:,}", f"{share:.1%}", span if part.time_column else "row hash"])
+        title = element("p", f"Split of {self.snapshot}, seed {self.seed}")
+        return concat(title, table(["part", "rows", "share", "by"], rows))
 
 # %% ../../nbs/sampling/split.ipynb #2cb13121
 def _cumulative_shares(shares: Mapping[str, float]) -> list[float]:

@@ -6,7 +6,6 @@
 __all__ = ['Snapshot', 'Table', 'Catalog']
 
 # %% ../../nbs/tables/catalog.ipynb #90c7b31d
-import html
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pyiceberg.exceptions import NotInstalledError
 from pyiceberg.table import Table as IcebergTable
 from pyiceberg.table.snapshots import Snapshot as IcebergSnapshot
 
+from ..display import facts_table
 from ..errors import SettingsError, StorageError, TableError, closest
 from ..storage import remove
 from slml.tables.commits import (
@@ -60,9 +60,9 @@ class Snapshot:
 
     def _repr_html_(self) -> str:
         columns = ", ".join(f"{f.name}: {f.type}" for f in self.schema)
-        shown = {"snapshot": self.ref, "rows": f"{self.rows:,}", "files": len(self.files), "columns": columns}
-        rows = "".join(f"<tr><th>{k}</th><td>{html.escape(str(v))}</td></tr>" for k, v in shown.items())
-        return f"<table>{rows}</table>"
+        return facts_table(
+            {"snapshot": self.ref, "rows": f"{self.rows:,}", "files": len(self.files), "columns": columns}
+        )
 
 # %% ../../nbs/tables/catalog.ipynb #58be1b7b
 def _to_snapshot(table: str, loaded: IcebergTable, snapshot: IcebergSnapshot) -> Snapshot:
@@ -85,8 +85,8 @@ def _to_snapshot(table: str, loaded: IcebergTable, snapshot: IcebergSnapshot) ->
 class Table:
     "A table by name, whether it exists already or not; the first write creates it."
 
-    def __init__(self, place: TableAddress):
-        self.name, self._address = place.name, place
+    def __init__(self, address: TableAddress):
+        self.name, self._address = address.name, address
 
     @property
     def exists(self) -> bool:
@@ -106,10 +106,10 @@ class Table:
     ) -> Snapshot:
         "Add rows after those that are there. Raises `TableError`, `StorageError`; then nothing has changed."
 
-        def there(loaded: IcebergTable) -> bool:
+        def is_written(loaded: IcebergTable) -> bool:
             return unless(_to_snapshot(self.name, loaded, loaded.current_snapshot()))
 
-        return self.snapshot(write_rows(self._address, data, properties or {}, replace=False, unless=there))
+        return self.snapshot(write_rows(self._address, data, properties or {}, replace=False, unless=is_written))
 
     def replace(
         self,
@@ -125,18 +125,24 @@ class Table:
     ) -> Snapshot:
         "One version of the table. Raises `TableError` where there is no such table or version."
         loaded = self._address.load()
-        found = loaded.current_snapshot() if id is None else loaded.snapshot_by_id(id)
-        if found is None:
-            raise _no_snapshot(self.name, id, [s.snapshot_id for s in loaded.snapshots()])
+        snapshot = loaded.current_snapshot() if id is None else loaded.snapshot_by_id(id)
+        if snapshot is None:
+            ids = [s.snapshot_id for s in loaded.snapshots()]
+            raise TableError(
+                f"The table '{self.name}' has no snapshot {id}.",
+                expected=f"one of {len(ids)} snapshots, the latest {max(ids, default='none')}",
+                came=str(id),
+                todo=closest(str(id), map(str, ids)) or "look at its history; an older snapshot may have expired.",
+            )
         with table_errors(self.name):
-            return _to_snapshot(self.name, loaded, found)
+            return _to_snapshot(self.name, loaded, snapshot)
 
     def history(self) -> list[Snapshot]:
         "All versions that are kept, the oldest first."
         loaded = self._address.load()
         with table_errors(self.name):
-            found = sorted(loaded.snapshots(), key=lambda s: s.sequence_number or 0)
-            return [_to_snapshot(self.name, loaded, s) for s in found]
+            snapshot = sorted(loaded.snapshots(), key=lambda s: s.sequence_number or 0)
+            return [_to_snapshot(self.name, loaded, s) for s in snapshot]
 
     def rollback(
         self,
@@ -154,15 +160,6 @@ class Table:
     ) -> list[int]:  # the ids of those removed
         "Forget old versions and remove the files that only they needed. Raises `TableError`."
         return retry_commit(self.name, lambda: expire_snapshots(self._address, keep, but))
-
-
-def _no_snapshot(table: str, id: int | None, ids: list[int]) -> TableError:
-    return TableError(
-        f"The table '{table}' has no snapshot {id}.",
-        expected=f"one of {len(ids)} snapshots, the latest {max(ids, default='none')}",
-        came=str(id),
-        todo=closest(str(id), map(str, ids)) or "look at its history; an older snapshot may have expired.",
-    )
 
 # %% ../../nbs/tables/catalog.ipynb #17d7422b
 def _open_catalog(workspace: Workspace) -> IcebergCatalog:
@@ -240,7 +237,7 @@ class Catalog:
         "Remove a table with all its versions and files. Raises `TableError` where there is none."
         if name not in self.tables():
             self.table(name).snapshot()  # raises, with the closest name
-        place = TableAddress(self._catalog, self.namespace, name)
+        address = TableAddress(self._catalog, self.namespace, name)
         with table_errors(name):
-            self._catalog.drop_table(place.identifier)
-        remove(place.location)  # known without the table's records, which may be damaged
+            self._catalog.drop_table(address.identifier)
+        remove(address.location)  # known without the table's records, which may be damaged

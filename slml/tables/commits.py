@@ -8,7 +8,6 @@ __all__ = ['TRIES', 'RACES', 'BUSY', 'T', 'PREFIX', 'TABLE_PROPERTIES', 'UNREFER
            'expire_snapshots', 'restore_snapshot']
 
 # %% ../../nbs/tables/commits.ipynb #06237e8c
-import random
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +34,7 @@ from pyiceberg.table.snapshots import Snapshot as IcebergSnapshot
 from pyiceberg.table.update import SetCurrentSchemaUpdate
 from pyiceberg.table.update.snapshot import ManageSnapshots
 from sqlalchemy.exc import DatabaseError
+from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ..errors import SlmlError, TableError, closest
 from ..storage import filesystem, is_storage_error
@@ -96,8 +96,8 @@ class TableAddress:
 
     def load(self) -> IcebergTable:
         "The table as it is now. Raises `TableError` that names the closest one."
-        if found := self.find():
-            return found
+        if table := self.find():
+            return table
         names = table_names(self.catalog, self.namespace)
         raise TableError(
             f"There is no table '{self.name}'.",
@@ -143,26 +143,30 @@ BUSY = ("locked", "already exists")  # SQLite: one process writes at a time, and
 T = TypeVar("T")
 
 
+def _is_lost_race(error: BaseException) -> bool:
+    "Whether somebody else was faster or is writing at this moment, so that another attempt may succeed."
+    if isinstance(error, TableError):
+        return any(word in error.came for word in BUSY)
+    return isinstance(error, RACES)
+
+
 def retry_commit(
     table: str,  # its name, for the message
     attempt: Callable[[], T],  # reads the table as it is, and commits on top of it
 ) -> T:
     "Repeat a commit for as long as others are faster. Raises `TableError` when that does not end."
-    for tries in range(TRIES):
-        try:
-            with table_errors(table):
-                return attempt()
-        except RACES:
-            pass
-        except TableError as error:
-            if not any(word in error.came for word in BUSY):
-                raise
-        time.sleep(random.uniform(0, min(0.02 * 2**tries, 0.5)))
-    raise TableError(
-        f"The table '{table}' is being changed all the time.",
-        came=f"{TRIES} commits of others in a row",
-        todo="Nothing of this write is in the table: start it again.",
-    )
+    wait, stop = wait_random_exponential(multiplier=0.02, max=0.5), stop_after_attempt(TRIES)
+    try:
+        for one in Retrying(retry=retry_if_exception(_is_lost_race), wait=wait, stop=stop):
+            with one, table_errors(table):
+                result = attempt()
+        return result
+    except RetryError as error:
+        raise TableError(
+            f"The table '{table}' is being changed all the time.",
+            came=f"{TRIES} commits of others in a row",
+            todo="Nothing of this write is in the table: start it again.",
+        ) from error
 
 # %% ../../nbs/tables/commits.ipynb #f1d11652
 PREFIX = "slml."  # of the properties that a writer notes, among those that Iceberg keeps
@@ -176,30 +180,32 @@ TABLE_PROPERTIES = {
 }
 
 
-def _create_table(place: TableAddress, schema: pa.Schema) -> Transaction:
+def _create_table(address: TableAddress, schema: pa.Schema) -> Transaction:
     "A transaction that will create the table."
     with suppress(NamespaceAlreadyExistsError, DatabaseError):  # if another writer was not faster, the next line fails
-        if not place.catalog.namespace_exists(place.namespace):  # in the cloud only its owner may create it
-            place.catalog.create_namespace(place.namespace)
-    return place.catalog.create_table_transaction(place.identifier, schema, place.location, properties=TABLE_PROPERTIES)
+        if not address.catalog.namespace_exists(address.namespace):  # in the cloud only its owner may create it
+            address.catalog.create_namespace(address.namespace)
+    return address.catalog.create_table_transaction(
+        address.identifier, schema, address.location, properties=TABLE_PROPERTIES
+    )
 
 # %% ../../nbs/tables/commits.ipynb #8bba0eac
 def _begin_transaction(
-    place: TableAddress,
-    came: pa.Schema,  # of the new rows
+    address: TableAddress,
+    schema: pa.Schema,  # of the new rows
     replace: bool,  # whether these rows will be the only ones
 ) -> Transaction:
     "A transaction on a table with the columns that these rows need. Raises `TableError` where they do not fit."
-    wanted = storable_schema(came)
-    if (found := place.find()) is None:
-        return _create_table(place, wanted)
-    transaction, stored = found.transaction(), arrow_schema(found.schema())
+    columns = storable_schema(schema)
+    if (table := address.find()) is None:
+        return _create_table(address, columns)
+    transaction, stored = table.transaction(), arrow_schema(table.schema())
     if not replace:
-        check_fits(came, stored, place.name)
-    elif stored != wanted:
-        types = _create_table(place, wanted).table_metadata.schema()
+        check_fits(schema, stored, address.name)
+    elif stored != columns:
+        types = _create_table(address, columns).table_metadata.schema()
         with transaction.update_schema(allow_incompatible_changes=True) as change:
-            for field in found.schema().fields:
+            for field in table.schema().fields:
                 change.delete_column((field.name,))
             for field in types.fields:
                 change.add_column((field.name,), field.field_type)
@@ -207,23 +213,23 @@ def _begin_transaction(
 
 # %% ../../nbs/tables/commits.ipynb #542ca6ad
 def _commit_files(
-    place: TableAddress,
+    address: TableAddress,
     files: DataFiles,
-    came: pa.Schema,
+    schema: pa.Schema,
     properties: dict[str, str],
     replace: bool,
     unless: Callable[[IcebergTable], bool],
 ) -> int:
     "Make the files part of the table: the id of the new version, or of the current one where they are not wanted."
-    transaction = _begin_transaction(place, came, replace)
+    transaction = _begin_transaction(address, schema, replace)
     current = transaction._table.current_snapshot()
     if current and unless(transaction._table):
-        files.discard(_referenced_files(place))  # this very write may have taken effect, and its answer been lost
+        files.discard(_referenced_files(address))  # this very write may have taken effect, and its answer been lost
         return current.snapshot_id
     columns = schema_to_pyarrow(transaction.table_metadata.schema(), include_field_ids=True)
     if not columns.equals(files.schema, check_metadata=True):
         raise TableError(
-            f"The columns of the table '{place.name}' were changed by somebody else during this write.",
+            f"The columns of the table '{address.name}' were changed by somebody else during this write.",
             todo="Nothing of this write is in the table: start it again.",
         )
     update = transaction.update_snapshot(properties)
@@ -238,7 +244,7 @@ def _commit_files(
 
 # %% ../../nbs/tables/commits.ipynb #6cbdb322
 def write_rows(
-    place: TableAddress,
+    address: TableAddress,
     data: pa.Table | pa.RecordBatchReader,  # rows; a reader may be larger than memory
     properties: dict[str, str],  # to note with the version
     replace: bool,  # whether these rows will be the only ones
@@ -247,24 +253,24 @@ def write_rows(
     "Write rows and commit them. Raises `TableError`, `StorageError`; then nothing has changed."
     rows = data.to_reader() if isinstance(data, pa.Table) else data
     noted = {f"{PREFIX}{k}": str(v) for k, v in properties.items()}
-    with table_errors(place.name):
-        transaction = _begin_transaction(place, rows.schema, replace)
+    with table_errors(address.name):
+        transaction = _begin_transaction(address, rows.schema, replace)
     metadata = transaction.table_metadata
     stored, files = arrow_schema(metadata.schema()), DataFiles(metadata, transaction._table.io)
     try:
         files.write(convert(batch, stored) for batch in rows)
-        return retry_commit(place.name, lambda: _commit_files(place, files, stored, noted, replace, unless))
+        return retry_commit(address.name, lambda: _commit_files(address, files, stored, noted, replace, unless))
     except BaseException:
         with suppress(SlmlError):  # if the catalog does not answer, better leave files than remove some that it lists
-            files.discard(_referenced_files(place))
+            files.discard(_referenced_files(address))
         raise
 
 
-def _referenced_files(place: TableAddress) -> set[str]:
+def _referenced_files(address: TableAddress) -> set[str]:
     "The data files of all versions."
-    found = place.find()
-    with table_errors(place.name):
-        return {f.file_path for s in (found.snapshots() if found else []) for f in data_files(s, found.io)}
+    table = address.find()
+    with table_errors(address.name):
+        return {f.file_path for s in (table.snapshots() if table else []) for f in data_files(s, table.io)}
 
 # %% ../../nbs/tables/commits.ipynb #bdc5ecd6
 UNREFERENCED = 24 * 3600  # seconds after which a file that no version lists belongs to nobody
@@ -272,46 +278,45 @@ MODIFIED = ("mtime", "LastModified", "last_modified", "created")  # what storage
 
 
 def expire_snapshots(
-    place: TableAddress,
+    address: TableAddress,
     keep: int,  # how many of the latest versions, 1 at least
     but: Collection[int] = (),  # ids of versions that stay, however old
 ) -> list[int]:  # the ids of those taken off the list
     "Let all but the latest versions go, the current one excepted, and the files that only they needed."
-    loaded = place.load()
+    loaded = address.load()
     latest = sorted(loaded.snapshots(), key=lambda s: s.sequence_number or 0, reverse=True)
     stays = {loaded.metadata.current_snapshot_id, *but}
     old = [s for s in latest[max(keep, 1) :] if s.snapshot_id not in stays]
     unneeded = {file for s in old for file in all_files(s, loaded.io)}
     if old:
         loaded.maintenance.expire_snapshots().by_ids([s.snapshot_id for s in old]).commit()
-    now = place.load()
-    needed = {file for s in now.snapshots() for file in all_files(s, now.io)}
-    for file in (unneeded | _unreferenced_files(now.location())) - needed:
+    current = address.load()
+    needed = {file for s in current.snapshots() for file in all_files(s, current.io)}
+    for file in (unneeded | _unreferenced_files(current.location())) - needed:
         with suppress(OSError):
-            now.io.delete(file)
+            current.io.delete(file)
     return [s.snapshot_id for s in reversed(old)]
 
 
 def _unreferenced_files(location: str) -> set[str]:
     "Data files that have not been touched for a day."
     fs, path = filesystem(f"{location}/data")
-    found = fs.find(path, detail=True).values() if fs.exists(path) else []
-    old = time.time() - UNREFERENCED
-    return {f"{location}/data/{facts['name'].rsplit('/', 1)[-1]}" for facts in found if _touched(facts) < old}
-
-
-def _touched(facts: dict[str, object]) -> float:  # seconds since 1970
-    "When a file was changed; now, where the storage does not say."
-    at = next((facts[name] for name in MODIFIED if name in facts), time.time())
-    return at.timestamp() if isinstance(at, datetime) else at
+    files = fs.find(path, detail=True).values() if fs.exists(path) else []
+    start, names = time.time(), set()
+    for facts in files:
+        changed = next((facts[key] for key in MODIFIED if key in facts), start)  # now, where the storage does not say
+        changed = changed.timestamp() if isinstance(changed, datetime) else changed
+        if changed < start - UNREFERENCED:
+            names.add(f"{location}/data/{facts['name'].rsplit('/', 1)[-1]}")
+    return names
 
 # %% ../../nbs/tables/commits.ipynb #c422b735
 def restore_snapshot(
-    place: TableAddress,
+    address: TableAddress,
     id: int,  # of a version on the list
 ) -> None:
     "Make a version the current one again, with the columns that it had."
-    loaded = place.load()
+    loaded = address.load()
     transaction, schema = loaded.transaction(), loaded.snapshot_by_id(id).schema_id
     with ManageSnapshots(transaction) as manage:
         manage.set_current_snapshot(snapshot_id=id)

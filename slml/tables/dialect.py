@@ -163,16 +163,16 @@ def _is_header(cells: Sequence[str]) -> bool:
 # %% ../../nbs/tables/dialect.ipynb #e83b7c27
 def _unique_names(cells: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     "Column names made unique, whatever their case, and the notes about it."
-    names, notes, seen = [], [], set()
-    for place, cell in enumerate(cells):
-        wanted = name = " ".join(cell.split()) or f"column{place}"
-        again = 1
-        while name.lower() in seen:
-            again += 1
-            name = f"{wanted}_{again}"
+    names, notes, taken_names = [], [], set()
+    for position, cell in enumerate(cells):
+        base = name = " ".join(cell.split()) or f"column{position}"
+        count = 1
+        while name.lower() in taken_names:
+            count += 1
+            name = f"{base}_{count}"
         if name != cell.strip():
-            notes.append(f"column {place + 1} is named '{cell.strip()}' in the header; called '{name}'.")
-        seen.add(name.lower())
+            notes.append(f"column {position + 1} is named '{cell.strip()}' in the header; called '{name}'.")
+        taken_names.add(name.lower())
         names.append(name)
     return tuple(names), tuple(notes)
 

@@ -121,14 +121,13 @@ def _translate_error(
     return _damaged_file_error(files) or _query_error(error)
 
 # %% ../../nbs/tables/duckdb.ipynb #7d077d34
-def _hash_columns(*columns: pa.Array) -> pa.Array:
-    "What DuckDB calls with the columns of a key."
-    return row_hash(columns)
-
-
-def _with_hash(connection: duckdb.DuckDBPyConnection) -> None:
+def _register_row_hash(connection: duckdb.DuckDBPyConnection) -> None:
     "Make `row_hash(...)` known to a connection."
-    connection.create_function(ROW_HASH, _hash_columns, None, "BIGINT", type="arrow", null_handling="special")
+
+    def hash_columns(*columns: pa.Array) -> pa.Array:
+        return row_hash(columns)
+
+    connection.create_function(ROW_HASH, hash_columns, None, "BIGINT", type="arrow", null_handling="special")
 
 # %% ../../nbs/tables/duckdb.ipynb #632299ed
 def _row_hash_function(types: tuple[ibis.DataType, ...]) -> Callable[..., ibis.Value]:
@@ -166,7 +165,7 @@ def _open_backend(memory: str, cores: int) -> ibis.BaseBackend:
             todo="correct the settings `memory` and `cores`.",
         ) from error
     backend.con.execute("SET enable_progress_bar = false")
-    _with_hash(backend.con)
+    _register_row_hash(backend.con)
     return backend
 
 # %% ../../nbs/tables/duckdb.ipynb #9ed3a513
@@ -226,9 +225,9 @@ def _remove_old_folders(scratch: Path) -> None:
     "Remove what engines left behind that were killed."
     for folder in scratch.glob("duckdb-*"):
         with suppress(OSError):  # another engine sweeps at the same time
-            if time.time() - folder.stat().st_mtime > YOUNG and (held := _lock_folder(folder)) is not None:
+            if time.time() - folder.stat().st_mtime > YOUNG and (lock := _lock_folder(folder)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-                os.close(held)
+                os.close(lock)
 
 # %% ../../nbs/tables/duckdb.ipynb #a8995b04
 def _make_spill_folder(scratch: Path) -> tuple[str, int | None]:
@@ -310,8 +309,8 @@ class DuckDBEngine:
         schema = _in_microseconds(expr.schema().to_pyarrow())
         with self._query_errors():
             cursor = self._backend.con.cursor()
-            for held in expr.op().find(ops.InMemoryTable):  # what Ibis would register, on the other connection
-                cursor.register(held.name, held.data.to_pyarrow(held.schema))
+            for memtable in expr.op().find(ops.InMemoryTable):  # what Ibis would register, on the other connection
+                cursor.register(memtable.name, memtable.data.to_pyarrow(memtable.schema))
             stream = _start_stream(cursor, self._backend.compile(expr)).to_arrow_reader(rows)
         return pa.RecordBatchReader.from_batches(schema, self._read_stream(stream, schema, cursor))
 

@@ -93,5 +93,5 @@ def use_engine(
     if engine is not None:
         yield engine
         return
-    with open_engine(workspace) as own:
-        yield own
+    with open_engine(workspace) as new_engine:
+        yield new_engine

@@ -69,16 +69,16 @@ def in_groups(
     rows: int,  # wanted in each piece
 ) -> Iterator[pa.Table]:
     "The same rows in the same order, in pieces of exactly `rows`; the last one may be shorter."
-    waiting, count = [], 0
+    pending, count = [], 0
     for table in tables:
-        waiting.append(table)
+        pending.append(table)
         count += len(table)
         while count >= rows:
-            whole = pa.concat_tables(waiting)
-            yield whole.slice(0, rows)
-            waiting, count = [whole.slice(rows)], count - rows
+            joined = pa.concat_tables(pending)
+            yield joined.slice(0, rows)
+            pending, count = [joined.slice(rows)], count - rows
     if count:
-        yield pa.concat_tables(waiting)
+        yield pa.concat_tables(pending)
 
 # %% ../../nbs/tables/files.ipynb #105f06b4
 def _parquet_encoding(
@@ -90,7 +90,7 @@ def _parquet_encoding(
 
 # %% ../../nbs/tables/files.ipynb #2ba67a2f
 @contextmanager
-def _write_errors(place: str) -> Iterator[None]:
+def _write_errors(location: str) -> Iterator[None]:
     "An error of the storage as `StorageError`."
     try:
         yield
@@ -98,7 +98,7 @@ def _write_errors(place: str) -> Iterator[None]:
         if not is_storage_error(error):
             raise
         raise StorageError(
-            f"The rows cannot be written to {place}.",
+            f"The rows cannot be written to {location}.",
             came=getattr(error, "strerror", "") or str(error),
             todo="The table is as it was before: free some space or check the rights, and start again.",
         ) from error
@@ -168,7 +168,7 @@ class DataFiles:
 
     def discard(
         self,
-        known: set[str],  # files that the table does know: a commit can fail after it took effect
+        referenced: set[str],  # files that the table does know: a commit can fail after it took effect
     ) -> None:
         "Remove what a failed write left behind, as far as the storage lets us."
         if self._writer is not None:
@@ -176,6 +176,6 @@ class DataFiles:
         if self._stream is not None:
             with suppress(OSError, ValueError):
                 self._stream.close()
-        for path in set(self.paths) - known:
+        for path in set(self.paths) - referenced:
             with suppress(OSError):
                 self.io.delete(path)

@@ -8,13 +8,13 @@ __all__ = ['REJECTS', 'PENDING', 'IngestReport', 'IngestPlan', 'read_options', '
 
 # %% ../../nbs/tables/ingest.ipynb #dcf1d764
 import hashlib
-import html
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from fsspec.core import has_magic
 from tqdm.auto import tqdm
 
+from ..display import bullet_list, concat, facts_table
 from ..errors import IngestError, LedgerError, UsageError, closest
 from ..storage import content_hash, expand, filesystem, open_file
 from .catalog import Catalog, Table
@@ -67,38 +68,31 @@ class IngestReport:
             )
 
     def __str__(self) -> str:
-        taken = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
-        lines = [f"{self.table}: {self.rows:,} rows in {taken} = {self.stored:,} stored + {self.rejected:,} rejected"]
+        files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
+        lines = [f"{self.table}: {self.rows:,} rows in {files} = {self.stored:,} stored + {self.rejected:,} rejected"]
         lines += [f"  rejects: in the table {self.table}__rejects"] * bool(self.rejects)
         lines += [f"  skipped {len(self.skipped)} that the table held already"] * bool(self.skipped)
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
-# %% ../../nbs/tables/ingest.ipynb #8e133712
-def _html(report: IngestReport) -> str:
-    "The report as a table, with the notes under it."
-    shown = {
-        "table": report.table, "files": len(report.files), "rows in the files": f"{report.rows:,}",
-        "stored": f"{report.stored:,}", "rejected": f"{report.rejected:,}", "files skipped": len(report.skipped),
-        "columns": ", ".join(f"{name}: {type}" for name, type in report.types.items()),
-    }  # fmt: skip
-    rows = "".join(f"<tr><th>{k}</th><td>{html.escape(str(v))}</td></tr>" for k, v in shown.items())
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
-    return f"<table>{rows}</table>" + f"<ul>{notes}</ul>" * bool(notes)
-
-
-IngestReport._repr_html_ = _html
+    def _repr_html_(self) -> str:
+        facts = {
+            "table": self.table, "files": len(self.files), "rows in the files": f"{self.rows:,}",
+            "stored": f"{self.stored:,}", "rejected": f"{self.rejected:,}", "files skipped": len(self.skipped),
+            "columns": ", ".join(f"{name}: {type}" for name, type in self.types.items()),
+        }  # fmt: skip
+        return concat(facts_table(facts), bullet_list(self.notes))
 
 # %% ../../nbs/tables/ingest.ipynb #cd0b0adb
 def _ingested_hashes(table: Table) -> dict[str, set[str]]:
     "The ingests that the current version of a table holds, and the hashes of their files."
-    taken: dict[str, set[str]] = {"ingests": set(), "files": set()}
+    hashes: dict[str, set[str]] = {"ingests": set(), "files": set()}
     if table.exists:
         current = set(table.snapshot().files)
         for snapshot in table.history():
             if snapshot.files and current.issuperset(snapshot.files):  # not rolled back, not replaced
-                for key in taken:
-                    taken[key].update(json.loads(snapshot.properties.get(f"ingest.{key}", "[]")))
-    return taken
+                for key in hashes:
+                    hashes[key].update(json.loads(snapshot.properties.get(f"ingest.{key}", "[]")))
+    return hashes
 
 # %% ../../nbs/tables/ingest.ipynb #ff407990
 def _resolved_path(uri: str) -> str:
@@ -109,21 +103,21 @@ def _resolved_path(uri: str) -> str:
 def _check_outside(files: Sequence[str], workspace: Workspace) -> None:
     "Refuse files that slml itself wrote. Raises `UsageError`."
     warehouse = _resolved_path(workspace.uri("warehouse"))
-    own = [file for file in files if _resolved_path(file).startswith(warehouse + "/")]
-    if own:
+    inside = [file for file in files if _resolved_path(file).startswith(warehouse + "/")]
+    if inside:
         raise UsageError(
             "The source is the output of slml itself.",
             expected="files from outside the workspace's warehouse",
-            came=own[0],
+            came=inside[0],
             todo="name the raw files; a table is read by its name, not by its files.",
         )
 
 # %% ../../nbs/tables/ingest.ipynb #99a2f877
-def _duplicates_error(known: Sequence[str], all: int) -> UsageError:
+def _duplicates_error(duplicates: Sequence[str], total: int) -> UsageError:
     return UsageError(
-        f"{len(known)} of {all} files are in the table already.",
+        f"{len(duplicates)} of {total} files are in the table already.",
         expected="files that are new",
-        came=known[0],
+        came=duplicates[0],
         todo="leave them out, or ingest with duplicates='skip'.",
     )
 
@@ -141,13 +135,13 @@ class _Files:
     notes: list[str] = field(default_factory=list)
 
 
-def _find_new_files(source: str, workspace: Workspace, taken: set[str], duplicates: str) -> _Files:
+def _find_new_files(source: str, workspace: Workspace, ingested: set[str], duplicates: str) -> _Files:
     "Which files of the source are new. Raises `UsageError` where the source or a known file is refused."
     paths, files = expand(source), _Files()
     _check_outside(paths, workspace)
     for path in paths:
         digest = content_hash(path)
-        if digest in taken:
+        if digest in ingested:
             files.already_stored.append(path)
         elif digest in files.new:
             files.notes.append(
@@ -162,9 +156,9 @@ def _find_new_files(source: str, workspace: Workspace, taken: set[str], duplicat
 # %% ../../nbs/tables/ingest.ipynb #7b73a8d2
 def _check_same_columns(columns: Sequence[str], name: str, other: Sequence[str], other_name: str) -> None:
     "Raises `IngestError` where two sets of columns differ."
-    more, less = [c for c in other if c not in columns], [c for c in columns if c not in other]
-    if more or less:
-        differs = [f"lacks {', '.join(less)}"] * bool(less) + [f"adds {', '.join(more)}"] * bool(more)
+    extra, missing = [c for c in other if c not in columns], [c for c in columns if c not in other]
+    if extra or missing:
+        differs = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"adds {', '.join(extra)}"] * bool(extra)
         raise IngestError(
             "The columns do not agree; nothing was stored.",
             expected=f"the columns of {name}",
@@ -175,22 +169,22 @@ def _check_same_columns(columns: Sequence[str], name: str, other: Sequence[str],
 # %% ../../nbs/tables/ingest.ipynb #1ccdd372
 def _file_types(sources: Sequence[RowSource]) -> dict[str, ColumnType]:
     "The types that the files themselves declare. Raises `IngestError` where they contradict each other."
-    known: dict[str, ColumnType | None] = {}
+    types: dict[str, ColumnType | None] = {}
     for source in sources:
-        for column, type in source.types.items():
-            before = known.get(column)
-            if before is None or type is None or before == type:
-                known[column] = before or type
-            elif {before.name, type.name} == {"int", "float"}:
-                known[column] = ColumnType("float")
+        for column, declared in source.types.items():
+            before = types.get(column)
+            if before is None or declared is None or before == declared:
+                types[column] = before or declared
+            elif {before.name, declared.name} == {"int", "float"}:
+                types[column] = ColumnType("float")
             else:
                 raise IngestError(
                     f"The files do not agree on the column '{column}'; nothing was stored.",
                     expected=f"{before}, as in the files before it",
-                    came=f"{type} in {source.file.name}",
+                    came=f"{declared} in {source.file.name}",
                     todo="ingest them into tables of their own.",
                 )
-    return {column: type or ColumnType() for column, type in known.items()}
+    return {column: declared or ColumnType() for column, declared in types.items()}
 
 # %% ../../nbs/tables/ingest.ipynb #bb0fa35f
 def _table_types(table: Table) -> dict[str, ColumnType]:
@@ -208,25 +202,25 @@ def _table_types(table: Table) -> dict[str, ColumnType]:
 
 # %% ../../nbs/tables/ingest.ipynb #9da7c264
 def _declared_types(
-    types: Mapping[str, str], columns: Sequence[str], decided: Mapping[str, ColumnType]
+    types: Mapping[str, str], columns: Sequence[str], table_types: Mapping[str, ColumnType]
 ) -> dict[str, ColumnType]:
     "The types that the user or the table declares. Raises `UsageError` for an unknown column or a contradiction."
-    own = {column: parse_type(text) for column, text in types.items()}
-    for column, type in own.items():
+    declared = {column: parse_type(text) for column, text in types.items()}
+    for column, type in declared.items():
         if column not in columns:
             raise UsageError(
                 f"There is no column '{column}' to declare.",
                 expected=f"one of {', '.join(columns)}",
                 todo=closest(column, columns) or "declare columns of the source.",
             )
-        if column in decided and decided[column].name != type.name:
+        if column in table_types and table_types[column].name != type.name:
             raise UsageError(
                 f"The column '{column}' cannot become {type.name}.",
-                expected=f"{decided[column].name}, as in the table",
+                expected=f"{table_types[column].name}, as in the table",
                 came=str(type),
                 todo="ingest into a new table.",
             )
-    return {c: t for c, t in decided.items() if t.name not in ("date", "timestamp")} | own
+    return {c: t for c, t in table_types.items() if t.name not in ("date", "timestamp")} | declared
 
 # %% ../../nbs/tables/ingest.ipynb #2a12f987
 @dataclass
@@ -256,30 +250,30 @@ def _count_rows(
         plan.notes.append(f"{_file_name(source.file.name)}: holds no row.")
 
 
-def _decide_type(plan: IngestPlan, finder: TypeFinder, decided: ColumnType | None) -> ColumnType:
+def _decide_type(plan: IngestPlan, finder: TypeFinder, table_type: ColumnType | None) -> ColumnType:
     "The type of a column, and a note about it; a date stays a date in a table where it is one."
     type, note = find_type(finder)
-    if decided and type.name not in ("date", "timestamp"):
-        type, note = decided, f"read as before, as {decided}."
+    if table_type and type.name not in ("date", "timestamp"):
+        type, note = table_type, f"read as before, as {table_type}."
     plan.notes += [f"{finder.name}: {note}"] * bool(note)
-    return ColumnType(decided.name, type.formats) if decided else type
+    return ColumnType(table_type.name, type.formats) if table_type else type
 
 # %% ../../nbs/tables/ingest.ipynb #862310e4
 def _make_plan(
     sources: list[RowSource],
-    given: Mapping[str, ColumnType],  # declared by the user or the table
-    decided: Mapping[str, ColumnType],  # all types of an existing table
+    declared: Mapping[str, ColumnType],  # declared by the user or the table
+    table_types: Mapping[str, ColumnType],  # all types of an existing table
     connection: duckdb.DuckDBPyConnection,
     advance: Callable[[int], object],
 ) -> IngestPlan:
     "Read everything once: count the rows, and find the types that nobody declared."
-    columns = tuple(decided) or sources[0].columns
-    known = _file_types(sources) | given
-    plan = IngestPlan(sources, known, notes=[f"{_file_name(s.file.name)}: {note}" for s in sources for note in s.notes])
-    finders = {c: TypeFinder(c, connection) for c in columns if c not in known}
+    columns = tuple(table_types) or sources[0].columns
+    types = _file_types(sources) | declared
+    plan = IngestPlan(sources, types, notes=[f"{_file_name(s.file.name)}: {note}" for s in sources for note in s.notes])
+    finders = {c: TypeFinder(c, connection) for c in columns if c not in types}
     for source in sources:
         _count_rows(plan, source, finders, advance)
-    plan.types = {c: known[c] if c in known else _decide_type(plan, finders[c], decided.get(c)) for c in columns}
+    plan.types = {c: types[c] if c in types else _decide_type(plan, finders[c], table_types.get(c)) for c in columns}
     plan.notes += [f"{plan.blank:,} blank lines are no rows."] * bool(plan.blank)
     if plan.trimmed:
         plan.notes.append(f"blanks around values were dropped in {', '.join(c for c in columns if c in plan.trimmed)}.")
@@ -306,10 +300,10 @@ def _convert_rows(
     rows = pa.table(columns)
     if not misfits:
         return rows, chunk.rejected
-    keep = np.ones(len(rows), bool)
-    keep[list(misfits)] = False
-    broken = [_misfit_reject(chunk, row, cells, types) for row, cells in misfits.items()]
-    return rows.filter(pa.array(keep)), sorted(chunk.rejected + broken, key=lambda reject: reject.line)
+    good = np.ones(len(rows), bool)
+    good[list(misfits)] = False
+    rejects = [_misfit_reject(chunk, row, cells, types) for row, cells in misfits.items()]
+    return rows.filter(pa.array(good)), sorted(chunk.rejected + rejects, key=lambda reject: reject.line)
 
 # %% ../../nbs/tables/ingest.ipynb #afe35d95
 def _count_swapped_dates(
@@ -328,11 +322,6 @@ REJECTS = pa.schema(
     [("ingest", pa.string()), ("file", pa.string()), ("line", pa.int64()), ("column", pa.string()),
      ("value", pa.string()), ("raw", pa.string()), ("reason", pa.string())]
 )  # fmt: skip
-
-
-def _as_table(rejects: Sequence[Reject], id: str, file: str) -> pa.Table:
-    rows = [{"ingest": id, "file": file, **vars(reject)} for reject in rejects]
-    return pa.Table.from_pylist(rows, REJECTS)
 
 # %% ../../nbs/tables/ingest.ipynb #4cf328ca
 @dataclass
@@ -373,7 +362,9 @@ class _Loader:
                         first = f"{source.file.name}, line {rejects[0].line}: {rejects[0].reason}"
                         self.example = self.example or first
                         self.swapped_dates += _count_swapped_dates(rejects, self.plan.types, connection)
-                        writer.write_table(_as_table(rejects, self.id, source.file.name))
+                        file = {"ingest": self.id, "file": source.file.name}
+                        records = [{**file, **vars(reject)} for reject in rejects]
+                        writer.write_table(pa.Table.from_pylist(records, REJECTS))
                     yield from rows.to_batches()
         before_commit()
 
@@ -386,34 +377,30 @@ def _read_batches(file: str) -> Iterator[pa.RecordBatch]:
 def _rejects_reader(batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(REJECTS, (batch.cast(REJECTS) for batch in batches))
 
-
-def _counted(batch: pa.RecordBatch, counted: set[str]) -> pa.RecordBatch:
-    return batch.filter(pc.is_in(batch["ingest"], pa.array(sorted(counted), pa.string())))
-
 # %% ../../nbs/tables/ingest.ipynb #640d5ba4
 PENDING = timedelta(minutes=10)  # an ingest commits its rows right after its rejects
 
 
-def _ingests_to_keep(table: Table, counted: set[str], id: str) -> set[str]:
+def _ingests_to_keep(table: Table, valid: set[str], id: str) -> set[str]:
     "The ingests whose rejects stay: those that count, and those that another process may be about to finish."
     if not table.exists:
         return set()
-    now = datetime.now(UTC)
-    young = {s.properties.get("ingest", "") for s in table.history() if now - s.at < PENDING}
-    return (counted | young) - {id}
+    start = datetime.now(UTC)
+    recent = {s.properties.get("ingest", "") for s in table.history() if start - s.at < PENDING}
+    return (valid | recent) - {id}
 
 # %% ../../nbs/tables/ingest.ipynb #9242f659
-def _commit_rejects(table: Table, spool: Path, stay: set[str], id: str) -> str:
+def _commit_rejects(table: Table, spool: Path, to_keep: set[str], id: str) -> str:
     "Add the rejects of an ingest, and remove those of ingests that do not stay."
     rows = pq.ParquetFile(spool).metadata.num_rows
-    old = set(json.loads(table.snapshot().properties.get("ingests", "[]"))) if table.exists else set()
-    properties = {"ingest": id, "ingests": json.dumps(sorted((old & stay) | {id}))}
-    if old <= stay:
+    old_ingests = set(json.loads(table.snapshot().properties.get("ingests", "[]"))) if table.exists else set()
+    properties = {"ingest": id, "ingests": json.dumps(sorted((old_ingests & to_keep) | {id}))}
+    if old_ingests <= to_keep:
         return table.append(_rejects_reader(_read_batches(str(spool))), properties).ref if rows else ""
-    kept = (_counted(batch, stay) for file in table.snapshot().files for batch in _read_batches(file))
-    snapshot = table.replace(
-        _rejects_reader(batch for part in (kept, _read_batches(str(spool))) for batch in part), properties
-    )
+    ids = pa.array(sorted(to_keep), pa.string())
+    batches = (batch for file in table.snapshot().files for batch in _read_batches(file))
+    kept_rows = (batch.filter(pc.is_in(batch["ingest"], ids)) for batch in batches)
+    snapshot = table.replace(_rejects_reader(chain(kept_rows, _read_batches(str(spool)))), properties)
     return snapshot.ref if rows else ""
 
 # %% ../../nbs/tables/ingest.ipynb #5b1d0c7e
@@ -441,9 +428,9 @@ class _Target:
         "The types that hold already."
         return _table_types(self.table) if self.append else {}
 
-    def ingests_to_keep(self, rejects: Table, counted: set[str], id: str) -> set[str]:
+    def ingests_to_keep(self, rejects: Table, valid: set[str], id: str) -> set[str]:
         "The ingests whose rejects stay."
-        return _ingests_to_keep(rejects, counted, id) if self.append else set()
+        return _ingests_to_keep(rejects, valid, id) if self.append else set()
 
     def write(self, rows: pa.RecordBatchReader, properties: dict[str, str]) -> str:
         "One commit; the reference of the new version."
@@ -466,43 +453,40 @@ def ingest_files(
         raise UsageError(f"duplicates='{duplicates}' is not known.", expected="skip or refuse")
     table, workspace = table or default_table_name(source), workspace or Workspace()
     catalog = Catalog(workspace)
-    onto = _Target(catalog.table(table), append, read_options(types, columns))
+    target = _Target(catalog.table(table), append, read_options(types, columns))
     rejects = catalog.table(f"{table}__rejects")
-    decided = onto.column_types()
-    files = _find_new_files(source, workspace, onto.ingested_hashes()["files"], duplicates)
+    table_types = target.column_types()
+    files = _find_new_files(source, workspace, target.ingested_hashes()["files"], duplicates)
     if not files.new:
-        return _empty_report(onto.table, files, decided)
-    sources = _open_sources(files, columns, decided, table)
-    given = _declared_types(types or {}, sources[0].columns, decided)
-    size = 2 * sum(map(_size, files.new.values()))
+        return _empty_report(target.table, files, table_types)
+    sources = _open_sources(files, columns, table_types, table)
+    declared = _declared_types(types or {}, sources[0].columns, table_types)
+    size = 2 * sum(fs.size(path) or 0 for fs, path in map(filesystem, files.new.values()))
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=table, leave=False, delay=2)  # for long work only
     with workspace.scratch() as scratch, parsing_connection() as connection, bar:
-        plan = _make_plan(sources, given, decided, connection, bar.update)
+        plan = _make_plan(sources, declared, table_types, connection, bar.update)
         load = _Loader(plan, _ingest_id(files), scratch / "rejects.parquet")
-        return _store_rows(onto, rejects, files, load, source, connection, bar.update)
+        return _store_rows(target, rejects, files, load, source, connection, bar.update)
 
 # %% ../../nbs/tables/ingest.ipynb #3ed4f2a6
-def _empty_report(target: Table, files: _Files, decided: Mapping[str, ColumnType]) -> IngestReport:
-    types = {column: type.name for column, type in decided.items()}
-    ref, known, notes = target.snapshot().ref, tuple(files.already_stored), tuple(files.notes)
-    return IngestReport(target.name, ref, "", (), rows=0, stored=0, rejected=0, skipped=known, types=types, notes=notes)
+def _empty_report(target: Table, files: _Files, table_types: Mapping[str, ColumnType]) -> IngestReport:
+    types = {column: type.name for column, type in table_types.items()}
+    ref, skipped, notes = target.snapshot().ref, tuple(files.already_stored), tuple(files.notes)
+    return IngestReport(
+        target.name, ref, "", (), rows=0, stored=0, rejected=0, skipped=skipped, types=types, notes=notes
+    )
 
 # %% ../../nbs/tables/ingest.ipynb #7b17bda6
 def _open_sources(
-    files: _Files, columns: Sequence[str] | None, decided: Mapping[str, ColumnType], table: str
+    files: _Files, columns: Sequence[str] | None, table_types: Mapping[str, ColumnType], table: str
 ) -> list[RowSource]:
     "The files of a source, which have the same columns as each other and as the table."
     sources = [open_source(file, columns) for path in files.new.values() for file in archive_members(path)]
     for source in sources[1:]:
         _check_same_columns(sources[0].columns, sources[0].file.name, source.columns, source.file.name)
-    if decided:
-        _check_same_columns(list(decided), f"the table '{table}'", sources[0].columns, sources[0].file.name)
+    if table_types:
+        _check_same_columns(list(table_types), f"the table '{table}'", sources[0].columns, sources[0].file.name)
     return sources
-
-
-def _size(path: str) -> int:
-    fs, place = filesystem(path)
-    return fs.size(place) or 0
 
 
 def _ingest_id(files: _Files) -> str:
@@ -511,7 +495,7 @@ def _ingest_id(files: _Files) -> str:
 
 # %% ../../nbs/tables/ingest.ipynb #60e5093b
 def _store_rows(
-    onto: _Target,
+    target: _Target,
     rejects: Table,
     files: _Files,
     load: _Loader,
@@ -522,13 +506,14 @@ def _store_rows(
     "The second pass and its commit."
     plan, refs = load.plan, []
     if not plan.rows:
-        came = f"the columns {', '.join(plan.types)}"
-        raise IngestError(f"{source} holds no row.", expected="at least one row", came=came)
+        columns = f"the columns {', '.join(plan.types)}"
+        raise IngestError(f"{source} holds no row.", expected="at least one row", came=columns)
     schema = pa.schema({column: type.arrow for column, type in plan.types.items()})
 
     def report(snapshot: str) -> IngestReport:
         return IngestReport(
-            onto.table.name, snapshot, "".join(refs), tuple(files.new.values()), plan.rows, load.stored, load.rejected,
+            target.table.name, snapshot, "".join(refs), tuple(files.new.values()),
+            rows=plan.rows, stored=load.stored, rejected=load.rejected,
             skipped=tuple(files.already_stored), types={c: t.name for c, t in plan.types.items()},
             notes=(*files.notes, *plan.notes, *load.notes),
         )  # fmt: skip
@@ -536,37 +521,33 @@ def _store_rows(
     def before_commit() -> None:
         report("")  # the rows add up, or nothing is stored
         if not load.stored:
-            raise _all_rejected(source, load)
-        held = onto.ingested_hashes()
-        if both := held["files"] & files.new.keys():
-            raise _duplicates_error([files.new[digest] for digest in sorted(both)], len(files.new))
+            raise IngestError(
+                f"No row of {source} could be taken; nothing was stored.",
+                expected="rows that fit the columns and their types",
+                came=f"{load.rejected:,} rejected, the first in {load.example}",
+                todo="look at the file, or declare other types.",
+            )
+        ingested = target.ingested_hashes()
+        if common := ingested["files"] & files.new.keys():
+            raise _duplicates_error([files.new[digest] for digest in sorted(common)], len(files.new))
         refs.append(
-            _commit_rejects(rejects, load.spool, onto.ingests_to_keep(rejects, held["ingests"], load.id), load.id)
+            _commit_rejects(rejects, load.spool, target.ingests_to_keep(rejects, ingested["ingests"], load.id), load.id)
         )
 
     batches = load.batches(schema, connection, advance, before_commit)
     reader = pa.RecordBatchReader.from_batches(schema, batches)
-    return report(onto.write(reader, _snapshot_properties(plan, onto.ingested_hashes(), load.id, files, source)))
-
-# %% ../../nbs/tables/ingest.ipynb #69ae1e28
-def _all_rejected(source: str, load: _Loader) -> IngestError:
-    return IngestError(
-        f"No row of {source} could be taken; nothing was stored.",
-        expected="rows that fit the columns and their types",
-        came=f"{load.rejected:,} rejected, the first in {load.example}",
-        todo="look at the file, or declare other types.",
-    )
+    return report(target.write(reader, _snapshot_properties(plan, target.ingested_hashes(), load.id, files, source)))
 
 # %% ../../nbs/tables/ingest.ipynb #08767772
 def _snapshot_properties(
-    plan: IngestPlan, taken: Mapping[str, set[str]], id: str, files: _Files, source: str
+    plan: IngestPlan, ingested: Mapping[str, set[str]], id: str, files: _Files, source: str
 ) -> dict[str, str]:
     "What is noted with the version: enough to know these files again, and how their dates were read."
     return {
         "ingest": id,
         "ingest.source": source,
-        "ingest.ingests": json.dumps(sorted({*taken["ingests"], id})),
-        "ingest.files": json.dumps(sorted({*taken["files"], *files.new})),
+        "ingest.ingests": json.dumps(sorted({*ingested["ingests"], id})),
+        "ingest.files": json.dumps(sorted({*ingested["files"], *files.new})),
         "ingest.types": json.dumps({column: str(type) for column, type in plan.types.items()}),
     }
 
@@ -594,11 +575,11 @@ def default_table_name(
 
 # %% ../../nbs/tables/ingest.ipynb #d7214e68
 def parse_types(
-    words: str,  # such as "fare=float; at=timestamp %m/%d/%Y %H:%M"
+    text: str,  # such as "fare=float; at=timestamp %m/%d/%Y %H:%M"
 ) -> dict[str, str]:  # column -> type
     "Declared types, from one line. Raises `UsageError` for a part without an equals sign."
-    pairs = [part.partition("=") for part in words.split(";") if part.strip()]
+    pairs = [part.partition("=") for part in text.split(";") if part.strip()]
     for name, equals, _ in pairs:
         if not equals:
-            raise UsageError(f"'{name.strip()}' declares nothing.", expected="column=type; column=type", came=words)
+            raise UsageError(f"'{name.strip()}' declares nothing.", expected="column=type; column=type", came=text)
     return {name.strip(): type.strip() for name, _, type in pairs}

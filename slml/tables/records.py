@@ -129,8 +129,8 @@ def _split_at_once(block: bytes, marks: _Marks, line: int, dialect: Dialect) -> 
     return result
 
 
-def _count_reason(came: int, dialect: Dialect) -> str:
-    return f"{came} fields, expected {len(dialect.columns)}"
+def _count_reason(count: int, dialect: Dialect) -> str:
+    return f"{count} fields, expected {len(dialect.columns)}"
 
 # %% ../../nbs/tables/records.ipynb #6e969fd7
 @cache
@@ -162,28 +162,28 @@ UNCLOSED = "a quote is opened and not closed"
 
 def _closing_line(lines: list[bytes], start: int, at: int, quote: bytes) -> int | None:
     "The next line that holds a quote; as many as there are lines where they end first, none where it is too far."
-    more = at
-    while more < len(lines) and more < start + MAX_QUOTED_LINES and quote not in lines[more]:
-        more += 1
-    return None if more == start + MAX_QUOTED_LINES else more
+    position = at
+    while position < len(lines) and position < start + MAX_QUOTED_LINES and quote not in lines[position]:
+        position += 1
+    return None if position == start + MAX_QUOTED_LINES else position
 
 # %% ../../nbs/tables/records.ipynb #71d73d60
 def _match_record(lines: list[bytes], at: int, dialect: Dialect) -> tuple[int, list[bytes], str]:
     "The lines that a record takes (one more than there are where it stays open), its fields, what is wrong with it."
     field, record, is_open = _record_patterns(dialect.delimiter, dialect.quote, dialect.escape)
-    text, taken = lines[at].rstrip(b"\r"), 1
+    text, line_count = lines[at].rstrip(b"\r"), 1
     while not record.fullmatch(text):
         if not is_open.fullmatch(text):
-            return 1, [], "text after a closing quote" if taken == 1 else UNCLOSED
-        more = _closing_line(lines, at, at + taken, dialect.quote.encode())
-        if more is None or more == len(lines):
-            return 1 if more is None else len(lines) - at + 1, [], UNCLOSED
-        text = b"\n".join([text, *lines[at + taken : more + 1]]).rstrip(b"\r")
-        taken = more + 1 - at
+            return 1, [], "text after a closing quote" if line_count == 1 else UNCLOSED
+        closing = _closing_line(lines, at, at + line_count, dialect.quote.encode())
+        if closing is None or closing == len(lines):
+            return 1 if closing is None else len(lines) - at + 1, [], UNCLOSED
+        text = b"\n".join([text, *lines[at + line_count : closing + 1]]).rstrip(b"\r")
+        line_count = closing + 1 - at
     if not _is_utf8(text):
         return 1, [], "not UTF-8"
     cells = [match[1] for match in field.finditer(text)]
-    return taken, cells, "" if len(cells) == len(dialect.columns) else _count_reason(len(cells), dialect)
+    return line_count, cells, "" if len(cells) == len(dialect.columns) else _count_reason(len(cells), dialect)
 
 # %% ../../nbs/tables/records.ipynb #1fc3318b
 def _quoted_record(cells: list[bytes], dialect: Dialect) -> bytes:
@@ -205,11 +205,11 @@ def _split_line_by_line(block: bytes, line: int, dialect: Dialect, last: bool) -
     result = Records(b"", np.empty(0, np.int64), block=block)
     data, numbers, at = [], [], 0
     while at < len(lines):
-        taken, cells, reason = _match_record(lines, at, dialect)
-        if taken > len(lines) - at and not last and sum(map(len, lines[at:])) < MAX_RECORD_BYTES:
+        line_count, cells, reason = _match_record(lines, at, dialect)
+        if line_count > len(lines) - at and not last and sum(map(len, lines[at:])) < MAX_RECORD_BYTES:
             result.rest = b"\n".join([*lines[at:], b""])  # the next block may close it
             break
-        taken = 1 if reason else taken
+        line_count = 1 if reason else line_count
         if not lines[at].strip():
             result.blank += 1
         elif reason:
@@ -217,8 +217,8 @@ def _split_line_by_line(block: bytes, line: int, dialect: Dialect, last: bool) -
         else:
             data.append(_quoted_record(cells, dialect))
             numbers.append(line + at)
-            result.texts.append(b"\n".join(lines[at : at + taken]))
-        at += taken
+            result.texts.append(b"\n".join(lines[at : at + line_count]))
+        at += line_count
     result.data, result.lines, result.next_line = b"".join(data), np.array(numbers, np.int64), line + at
     result.sizes = np.array([len(record) for record in data], np.int64)
     return result

@@ -78,12 +78,12 @@ def _hash_bytes(values: pa.Array) -> np.ndarray:
     values = pc.fill_null(values.cast(pa.large_binary()), b"")
     offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
     data = np.frombuffer(values.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
-    words = np.ndarray((len(data) + 1,), "<u8", np.concatenate([data, np.zeros(8, np.uint8)]), strides=(1,))
+    eights = np.ndarray((len(data) + 1,), "<u8", np.concatenate([data, np.zeros(8, np.uint8)]), strides=(1,))
     starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
 
     def word(rows: np.ndarray, position: int) -> np.ndarray:
         unused = np.maximum(8 * position + 8 - lengths[rows], 0).astype(np.uint64)
-        return words[starts[rows] + 8 * position] & (~np.uint64(0) >> (np.uint64(8) * unused))
+        return eights[starts[rows] + 8 * position] & (~np.uint64(0) >> (np.uint64(8) * unused))
 
     return _fold(lengths, -(-lengths // 8), word)
 
@@ -140,5 +140,5 @@ def row_hash(
     "A hash of each row that depends on its values alone, and never changes. Raises `TableError` without a column."
     if not columns:
         raise TableError("A row hash needs at least one column.", todo="name the columns of the key.")
-    whole = [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns]
-    return pa.array((_combine_columns(whole) >> np.uint64(1)).view(np.int64))
+    arrays = [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns]
+    return pa.array((_combine_columns(arrays) >> np.uint64(1)).view(np.int64))

@@ -64,9 +64,9 @@ def file_errors(name: str) -> Iterator[None]:
     try:
         yield
     except FILE_ERRORS as error:
-        what = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         todo = "check or replace the file, then start again."
-        raise IngestError(f"{name} cannot be read.", came=what, todo=todo) from error
+        raise IngestError(f"{name} cannot be read.", came=reason, todo=todo) from error
 
 # %% ../../nbs/tables/sources.ipynb #58f4879b
 def archive_members(
@@ -128,31 +128,27 @@ class RowSource(Protocol):
 def _trim_values(rows: pa.Table) -> tuple[pa.Table, frozenset[str]]:
     "The rows without blanks around their values, and the columns that had some."
     trimmed = set()
-    for place, name in enumerate(rows.column_names):
+    for position, name in enumerate(rows.column_names):
         bare = pc.utf8_trim(rows[name], " \t")
         if pc.any(pc.not_equal(bare, rows[name])).as_py():
             trimmed.add(name)
-            rows = rows.set_column(place, name, pc.if_else(pc.equal(bare, ""), None, bare))
+            rows = rows.set_column(position, name, pc.if_else(pc.equal(bare, ""), None, bare))
     return rows, frozenset(trimmed)
 
 # %% ../../nbs/tables/sources.ipynb #8e49ad5f
 def _parse_records(records: Records, dialect: Dialect, columns: Sequence[str]) -> pa.Table:
     "What Arrow makes of the records: text, or null for an empty field."
     quoted = dialect.quote.encode() in records.data
+    block_size = max(1 << 20, 2 * int(records.sizes.max()))  # parsed side by side; none may be shorter than a record
     return pacsv.read_csv(
         pa.BufferReader(records.data),
-        pacsv.ReadOptions(column_names=list(dialect.columns), block_size=_block_size(records)),
+        pacsv.ReadOptions(column_names=list(dialect.columns), block_size=block_size),
         pacsv.ParseOptions(delimiter=dialect.delimiter, quote_char=dialect.quote, newlines_in_values=quoted),
         pacsv.ConvertOptions(
             column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns),
             null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=True,
         ),
     ).combine_chunks()  # fmt: skip
-
-
-def _block_size(records: Records) -> int:
-    "Small blocks are parsed side by side, but none may be shorter than a record."
-    return max(1 << 20, 2 * int(records.sizes.max()))
 
 # %% ../../nbs/tables/sources.ipynb #c117e3b5
 def _to_chunk(records: Records, dialect: Dialect, columns: Sequence[str], name: str) -> Chunk:
@@ -162,8 +158,8 @@ def _to_chunk(records: Records, dialect: Dialect, columns: Sequence[str], name: 
     else:
         rows = _parse_records(records, dialect, columns)
         if len(rows) != len(records.lines):
-            came = f"{len(records.lines):,} records counted, {len(rows):,} parsed"
-            raise IngestError(f"{name} can be read in two ways.", came=came, todo="look for odd quotes or line ends.")
+            counts = f"{len(records.lines):,} records counted, {len(rows):,} parsed"
+            raise IngestError(f"{name} can be read in two ways.", came=counts, todo="look for odd quotes or line ends.")
         rows, trimmed = _trim_values(rows) if records.padded else (rows, frozenset())
     return Chunk(rows, records.lines, records.raw, records.rejected, records.blank, trimmed)
 
@@ -251,10 +247,10 @@ def _numbered_lines(file: File, codec: str, advance: Callable[[int], object]) ->
     with decompressed_stream(file, advance) as stream:
         rest, line = b"", 1
         for block in (*utf8_blocks(stream, codec), b"\n"):
-            whole, _, rest = (rest + block).rpartition(b"\n")
-            lines = whole.split(b"\n")
-            kept = [i for i, text in enumerate(lines) if text.strip()]
-            yield [lines[i].decode("utf-8", "replace") for i in kept], line + np.array(kept, np.int64)
+            complete, _, rest = (rest + block).rpartition(b"\n")
+            lines = complete.split(b"\n")
+            filled = [i for i, text in enumerate(lines) if text.strip()]
+            yield [lines[i].decode("utf-8", "replace") for i in filled], line + np.array(filled, np.int64)
             line += len(lines)
 
 # %% ../../nbs/tables/sources.ipynb #4a89ff22
@@ -265,11 +261,11 @@ def _parse_objects(
     lines: list[str], numbers: np.ndarray, columns: Sequence[str], connection: duckdb.DuckDBPyConnection
 ) -> Chunk:
     "Lines of JSON as columns of text."
-    given = pa.table({"line": pa.array(lines, pa.string())})
-    good = np.array(connection.sql(f"SELECT {IS_OBJECT} AS good FROM given").to_arrow_table()["good"])
-    kept = given.filter(pa.array(good))  # noqa: F841
-    paths = [f"json_extract_string(line, {_json_path(c)}) AS {_quoted_name(c)}" for c in columns]
-    rows = connection.sql(f"SELECT {', '.join(paths) or 'line'} FROM kept").to_arrow_table().combine_chunks()
+    texts = pa.table({"line": pa.array(lines, pa.string())})
+    good = np.array(connection.sql(f"SELECT {IS_OBJECT} AS good FROM texts").to_arrow_table()["good"])
+    objects = texts.filter(pa.array(good))  # noqa: F841 - DuckDB finds it by its name
+    fields = [f"json_extract_string(line, {_json_path(c)}) AS {_quoted_name(c)}" for c in columns]
+    rows = connection.sql(f"SELECT {', '.join(fields) or 'line'} FROM objects").to_arrow_table().combine_chunks()
     rejected = [Reject(int(numbers[i]), lines[i], "not a JSON object") for i in np.flatnonzero(~good)]
     places = np.flatnonzero(good)
     return Chunk(rows, numbers[good], lambda row: lines[places[row]], rejected)
@@ -315,9 +311,9 @@ def _open_json(file: File) -> JsonFile:
     keys: dict[str, None] = {}
     with duckdb.connect() as connection:
         for lines, _ in _numbered_lines(file, codec, lambda n: None):
-            given = pa.table({"line": pa.array(lines, pa.string())})  # noqa: F841
-            found = connection.sql(f"SELECT json_keys(line) AS keys FROM given WHERE {IS_OBJECT}").to_arrow_table()
-            keys |= dict.fromkeys(found["keys"].combine_chunks().flatten().unique().to_pylist())
+            texts = pa.table({"line": pa.array(lines, pa.string())})  # noqa: F841 - DuckDB finds it by its name
+            lists = connection.sql(f"SELECT json_keys(line) AS keys FROM texts WHERE {IS_OBJECT}").to_arrow_table()
+            keys |= dict.fromkeys(lists["keys"].combine_chunks().flatten().unique().to_pylist())
     if not keys:
         raise IngestError(f"{file.name} holds no JSON object.", expected="JSON lines: one object in each line")
     return JsonFile(file, codec, tuple(keys))
@@ -337,9 +333,9 @@ def column_type(type: pa.DataType) -> ColumnType | None:
 # %% ../../nbs/tables/sources.ipynb #3e9a7095
 def _nested_as_json(array: pa.Array) -> pa.Array:
     "Lists, structs and maps as JSON."
-    given = pa.table({"value": array})  # noqa: F841 - DuckDB finds it by name
+    column_table = pa.table({"value": array})  # noqa: F841 - DuckDB finds it by its name
     with duckdb.connect() as connection:
-        text = connection.sql("SELECT to_json(value)::VARCHAR AS value FROM given").to_arrow_table()
+        text = connection.sql("SELECT to_json(value)::VARCHAR AS value FROM column_table").to_arrow_table()
     return text["value"].combine_chunks()
 
 # %% ../../nbs/tables/sources.ipynb #f3920d37
@@ -397,14 +393,14 @@ def _row_as_json(table: pa.Table) -> Callable[[int], str]:
 def _non_text_columns(parquet: pq.ParquetFile) -> frozenset[str]:
     "The columns of bytes that are not UTF-8 throughout."
     columns = [f.name for f in parquet.schema_arrow if _is_binary(f.type)]
-    found = set()
+    names = set()
     for batch in parquet.iter_batches(1 << 17, columns=columns) if columns else ():
         for name in columns:
             try:
                 _bytes_as_text(batch[name], False)
             except pa.ArrowInvalid:
-                found.add(name)
-    return frozenset(found)
+                names.add(name)
+    return frozenset(names)
 
 # %% ../../nbs/tables/sources.ipynb #a90bc841
 def _parquet_notes(schema: pa.Schema, no_text: frozenset[str]) -> Iterator[str]:
@@ -421,8 +417,8 @@ def _parquet_notes(schema: pa.Schema, no_text: frozenset[str]) -> Iterator[str]:
 # %% ../../nbs/tables/sources.ipynb #23231756
 def _check_row_size(footer: pq.FileMetaData, name: str) -> None:
     "Refuse a file whose rows take more than `MAX_ROW_BYTES` bytes each. Raises `IngestError`."
-    for place in range(footer.num_row_groups):
-        group = footer.row_group(place)
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
         columns = (group.column(i) for i in range(group.num_columns))
         size = sum(column.total_uncompressed_size for column in columns) / max(group.num_rows, 1)
         if size > MAX_ROW_BYTES:

@@ -69,29 +69,29 @@ def storable_type(
     if plain != kind:
         return storable_type(plain, name)
     same = kind in (pa.bool_(), pa.string(), pa.binary()) or type(kind) is pa.FixedSizeBinaryType
-    found = kind if same else _storable_number(kind) or _storable_time(kind) or _storable_nested(kind, name)
-    if found is None:
+    result = kind if same else _storable_number(kind) or _storable_time(kind) or _storable_nested(kind, name)
+    if result is None:
         raise TableError(
             f"The column '{name}' has a type that a table cannot store.",
             expected="numbers, text, booleans, dates, times, timestamps, or lists and structs of them",
             came=str(kind),
             todo="convert it first, a duration to a number of seconds for instance.",
         )
-    return found
+    return result
 
 # %% ../../nbs/tables/storable.ipynb #8a20c8f1
 def _check_names(names: list[str]) -> None:
     "Refuse names that differ in nothing but case, and empty ones. Raises `TableError`."
-    seen: dict[str, str] = {}
+    first_spelling: dict[str, str] = {}
     for name in names:
-        if not name or name.casefold() in seen:
+        if not name or name.casefold() in first_spelling:
             raise TableError(
                 "A table needs a name of its own for each column.",
                 expected="names that differ in more than upper and lower case",
-                came=f"'{seen.get(name.casefold(), '')}' and '{name}'" if name else "a column without a name",
+                came=f"'{first_spelling.get(name.casefold(), '')}' and '{name}'" if name else "a column without a name",
                 todo="rename one of them.",
             )
-        seen[name.casefold()] = name
+        first_spelling[name.casefold()] = name
 
 
 def storable_schema(
@@ -102,25 +102,25 @@ def storable_schema(
     return pa.schema([pa.field(f.name, storable_type(f.type, f.name)) for f in schema])
 
 # %% ../../nbs/tables/storable.ipynb #c12c0628
-def _fits_into(came: pa.DataType, stored: pa.DataType) -> bool:
+def _fits_into(incoming: pa.DataType, stored: pa.DataType) -> bool:
     "Whether values of one storable type may go into a column of the other, each checked on the way."
     return (
-        came == stored
-        or (pa.types.is_integer(came) and (pa.types.is_integer(stored) or stored == pa.float64()))
-        or (pa.types.is_floating(came) and stored == pa.float64())
-        or (pa.types.is_decimal(came) and pa.types.is_decimal(stored))
-        or (pa.types.is_nested(came) and came.id == stored.id)
+        incoming == stored
+        or (pa.types.is_integer(incoming) and (pa.types.is_integer(stored) or stored == pa.float64()))
+        or (pa.types.is_floating(incoming) and stored == pa.float64())
+        or (pa.types.is_decimal(incoming) and pa.types.is_decimal(stored))
+        or (pa.types.is_nested(incoming) and incoming.id == stored.id)
     )
 
 # %% ../../nbs/tables/storable.ipynb #1e0241a4
 def check_fits(
-    came: pa.Schema,  # of the new rows
+    incoming: pa.Schema,  # of the new rows
     stored: pa.Schema,  # of the table
     table: str,  # its name, for the message
 ) -> None:
     "Raises `TableError` that names the columns in which the two differ."
-    missing = [n for n in stored.names if n not in came.names]
-    new = [n for n in came.names if n not in stored.names]
+    missing = [n for n in stored.names if n not in incoming.names]
+    new = [n for n in incoming.names if n not in stored.names]
     if missing or new:
         raise TableError(
             f"These rows do not have the columns of the table '{table}'.",
@@ -128,7 +128,7 @@ def check_fits(
             came=", ".join(new) or "nothing in their place",
             todo=(closest(new[0], missing) if new else "") or "write to another table, or replace this one.",
         )
-    pairs = [(f, stored.field(f.name).type) for f in came if not pa.types.is_null(f.type)]
+    pairs = [(f, stored.field(f.name).type) for f in incoming if not pa.types.is_null(f.type)]
     wrong = [(f, kind) for f, kind in pairs if not _fits_into(storable_type(f.type, f.name), kind)]
     if wrong:
         raise TableError(

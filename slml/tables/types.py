@@ -119,7 +119,7 @@ def _parse_moments(values: pa.Array, formats: Sequence[str], connection: duckdb.
     if not formats:
         return pa.nulls(len(values), pa.timestamp("us"))
     codes = values.dictionary_encode()  # the same day is written many times
-    given = pa.table({"value": codes.dictionary})  # noqa: F841 - DuckDB finds it by its name
+    distinct_texts = pa.table({"value": codes.dictionary})  # noqa: F841 - DuckDB finds it by its name
     parts = []
     for zoned in (False, True):
         chosen = [f for f in formats if ("%z" in f or f.endswith(("UTC", "Z"))) == zoned]
@@ -127,7 +127,7 @@ def _parse_moments(values: pa.Array, formats: Sequence[str], connection: duckdb.
             listed = ", ".join("'" + f.replace("'", "''") + "'" for f in chosen)
             parts.append(f"make_timestamp(epoch_us(try_strptime(value, [{listed}])))")  # UTC without DuckDB's icu
     best = f"coalesce({', '.join(parts)})"
-    query = f"SELECT CASE WHEN {best} >= TIMESTAMP '1000-01-01' THEN {best} END AS value FROM given"
+    query = f"SELECT CASE WHEN {best} >= TIMESTAMP '1000-01-01' THEN {best} END AS value FROM distinct_texts"
     return connection.sql(query).to_arrow_table()["value"].combine_chunks().take(codes.indices)
 
 # %% ../../nbs/tables/types.ipynb #a90544a4
@@ -204,10 +204,10 @@ def _parse_by_family(
 def _first_identifier(values: pa.Array) -> str:
     "The first value that a number would damage, or nothing."
     zeros = values.filter(pc.is_in(pc.utf8_slice_codeunits(values, 0, 1), pa.array(["0", "+", "-"])))
-    found = zeros.filter(pc.match_substring_regex(zeros, r"^[+-]?0[0-9xX]"))
-    if not len(found) and pc.max(pc.binary_length(values)).as_py() > 18:
-        found = values.filter(pc.match_substring_regex(values, r"^[+-]?[0-9]{19,}$"))
-    return found[0].as_py() if len(found) else ""
+    identifiers = zeros.filter(pc.match_substring_regex(zeros, r"^[+-]?0[0-9xX]"))
+    if not len(identifiers) and pc.max(pc.binary_length(values)).as_py() > 18:
+        identifiers = values.filter(pc.match_substring_regex(values, r"^[+-]?[0-9]{19,}$"))
+    return identifiers[0].as_py() if len(identifiers) else ""
 
 # %% ../../nbs/tables/types.ipynb #b67855f2
 class TypeFinder:
@@ -313,10 +313,10 @@ def _ambiguity_note(finder: TypeFinder) -> str:
     )
 
 # %% ../../nbs/tables/types.ipynb #44608aaf
-def _format_percent(part: int, whole: int) -> str:
+def _format_percent(part: int, total: int) -> str:
     "A share, which reads 100 only where nothing is missing."
-    share = 100 * part / whole
-    digits = next(d for d in range(1, 16) if part == whole or round(share, d) < 100)
+    share = 100 * part / total
+    digits = next(d for d in range(1, 16) if part == total or round(share, d) < 100)
     return f"{share:.{digits}f} %"
 
 # %% ../../nbs/tables/types.ipynb #ef96c8c0

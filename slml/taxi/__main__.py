@@ -31,15 +31,17 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:  # the exit code
     "Writes the files and says what is in them."
-    given = argument_parser().parse_args(arguments)
+    options = argument_parser().parse_args(arguments)
     try:
-        made = generate(given.out, given.rows, seed=given.seed, files=given.files, first=given.first, dirt=given.dirt)
-        if given.contract:
-            contract(given.first, given.files).save(given.contract)
+        generated = generate(
+            options.out, options.rows, seed=options.seed, files=options.files, first=options.first, dirt=options.dirt
+        )
+        if options.contract:
+            contract(options.first, options.files).save(options.contract)
     except SlmlError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(made)
+    print(generated)
     return 0
 
 # %% ../../nbs/taxi/main.ipynb #e480d38d

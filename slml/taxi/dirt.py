@@ -157,7 +157,7 @@ TIMES = ("ORIGINDATETIME_TR", "DESTINATIONDATETIME_TR")
 def wrong_total(victims: AffectedRows, column: str) -> list[str]:
     "A total that is not the sum of its parts."
     extra = victims.rng.integers(1, 20, victims.rows.num_rows) / 2
-    return [f"{total + more:.2f}" for total, more in zip(victims.numbers(column), extra, strict=True)]
+    return [f"{total + added:.2f}" for total, added in zip(victims.numbers(column), extra, strict=True)]
 
 
 def arrived_before(victims: AffectedRows, column: str) -> list[str]:
@@ -194,14 +194,14 @@ KINDS = (*(defect.kind for defect in DEFECTS), DUPLICATE)
 # %% ../../nbs/taxi/dirt.ipynb #1fc37652
 def defect_shares(dirt: float | Mapping[str, float]) -> dict[str, float]:
     "The share of each kind; raises UsageError for an unknown kind, or when nothing right would be left."
-    given = dict(dirt) if isinstance(dirt, Mapping) else dict.fromkeys(KINDS, dirt / len(KINDS))
-    for kind in given:
+    wanted_shares = dict(dirt) if isinstance(dirt, Mapping) else dict.fromkeys(KINDS, dirt / len(KINDS))
+    for kind in wanted_shares:
         if kind not in KINDS:
             raise UsageError(f"There is no defect '{kind}'.", expected=", ".join(KINDS), todo=closest(kind, KINDS))
-    if min(given.values(), default=0) < 0 or sum(given.values()) > 0.9:
+    if min(wanted_shares.values(), default=0) < 0 or sum(wanted_shares.values()) > 0.9:
         expected = "0 or more each, 0.9 at most together"
         raise UsageError("The shares of dirt do not fit.", expected=expected, came=f"{dirt}")
-    return {kind: given.get(kind, 0.0) for kind in KINDS}
+    return {kind: wanted_shares.get(kind, 0.0) for kind in KINDS}
 
 # %% ../../nbs/taxi/dirt.ipynb #03e4def8
 def choose_defects(
@@ -248,8 +248,8 @@ def spoil_trips(
     for name, where in missing.items():
         table = blank_values(rng, table, NATURAL[name], where)
     for number, defect in enumerate(DEFECTS):
-        table, found = spoil_rows(rng, table, defect, np.flatnonzero(kind == number))
-        notes += found
+        table, truth_tables = spoil_rows(rng, table, defect, np.flatnonzero(kind == number))
+        notes += truth_tables
     truth = pa.concat_tables([*notes, truth_rows(copies, DUPLICATE, ("OBJECTID",), False)]).sort_by("line")
     numbers = table["OBJECTID"].take(truth["line"]).cast(pa.int64())
     return table, truth.add_column(1, "OBJECTID", numbers).cast(TRUTH)

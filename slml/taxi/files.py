@@ -50,8 +50,8 @@ BLOCK_ROWS = 131_072  # rows
 
 def trips_per_hour(rng: np.random.Generator, month: date, rows: int) -> np.ndarray:  # (24 * days,), counts
     "How many trips start in each hour of the month."
-    wanted = demand(hours_of_week(month, days_in(month)))
-    return rng.multinomial(rows, wanted / wanted.sum())
+    weights = demand(hours_of_week(month, days_in(month)))
+    return rng.multinomial(rows, weights / weights.sum())
 
 
 def month_in_blocks(seed: int, month: date, rows: int) -> Iterator[tuple[np.random.Generator, Trips]]:
@@ -151,7 +151,7 @@ def generate(
     planted, natural, dirty = Counter(), Counter(), 0
     with open_atomic(str(truth)) as sink, pq.ParquetWriter(sink, TRUTH_SCHEMA) as notes:
         for path, month, count in zip(paths, months, rows_per_month(rows, months), strict=True):
-            for found in write_month(path, seed, month, count, share, together):
-                notes.write_table(found)
-                dirty += count_defects(found, planted, natural)
+            for block_truth in write_month(path, seed, month, count, share, together):
+                notes.write_table(block_truth)
+                dirty += count_defects(block_truth, planted, natural)
     return Generated(tuple(map(str, paths)), str(truth), rows, dirty, dict(planted), dict(natural))

@@ -72,30 +72,30 @@ def blocks() -> pa.Table:
     "Every block of the made-up city: place (its index), latitude, longitude, name."
     rng = np.random.default_rng(1790)
     rows = []
-    for number, place in enumerate(AREAS):
-        count = 6 if place.airport else BLOCKS_PER_AREA
-        latitudes = np.round(rng.normal(place.latitude, place.spread, count), 6)
-        longitudes = np.round(rng.normal(place.longitude, place.spread * 1.2, count), 6)
+    for number, area in enumerate(AREAS):
+        count = 6 if area.airport else BLOCKS_PER_AREA
+        latitudes = np.round(rng.normal(area.latitude, area.spread, count), 6)
+        longitudes = np.round(rng.normal(area.longitude, area.spread * 1.2, count), 6)
         rows += [
-            {"place": number, "latitude": a, "longitude": b, "name": block_name(place, index)}
+            {"place": number, "latitude": a, "longitude": b, "name": block_name(area, index)}
             for index, (a, b) in enumerate(zip(latitudes, longitudes, strict=True))
         ]
     return pa.Table.from_pylist(rows)
 
 
-def block_name(place: Area, index: int) -> str:
+def block_name(area: Area, index: int) -> str:
     "A made-up name in the published spelling, such as '1400 BLOCK K STREET NW'."
-    if place.airport:
-        return f"{place.name} TERMINAL {index + 1}".upper()
+    if area.airport:
+        return f"{area.name} TERMINAL {index + 1}".upper()
     number = index % 28 + 1
     ending = {1: "ST", 2: "ND", 3: "RD", 21: "ST", 22: "ND", 23: "RD"}.get(number, "TH")
     street = "KLMNPQRSTV"[index % 10] if index % 2 else f"{number}{ending}"
-    return f"{index // 8 + 1}00 BLOCK {street} STREET {place.quadrant}"
+    return f"{index // 8 + 1}00 BLOCK {street} STREET {area.quadrant}"
 
 # %% ../../nbs/taxi/trips.ipynb #915386f7
 def block_values(field: str) -> np.ndarray:  # (blocks,)
     "A field of the place that each block belongs to."
-    return np.array([getattr(place, field) for place in AREAS])[blocks()["place"].to_numpy()]
+    return np.array([getattr(area, field) for area in AREAS])[blocks()["place"].to_numpy()]
 
 # %% ../../nbs/taxi/trips.ipynb #2adde7d0
 def straight_miles(
@@ -161,9 +161,9 @@ def choose_blocks(
     owner = blocks()["place"].to_numpy()
     for night, field in ((False, "day"), (True, "night")):
         weight = block_values(field) / np.bincount(owner)[owner]
-        here = by_night == night
-        drawn = np.searchsorted(np.cumsum(weight / weight.sum()), rng.random(here.sum()))
-        chosen[here] = np.minimum(drawn, len(owner) - 1)
+        in_hours = by_night == night
+        drawn = np.searchsorted(np.cumsum(weight / weight.sum()), rng.random(in_hours.sum()))
+        chosen[in_hours] = np.minimum(drawn, len(owner) - 1)
     return chosen
 
 # %% ../../nbs/taxi/trips.ipynb #cc9fa742
