@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from ..features.encoder import Batch
 from ..models.model import Model, readable
 from . import checkpoint as checkpoints
@@ -313,8 +313,10 @@ def fit(
     """Train the model in place; it ends with the best weights, in evaluation mode, on the CPU.
 
     Raises `TrainingError` when the loss is no longer a number, when the checkpoint is another training's, or when
-    another process that trains along has ended.
+    another process that trains along has ended; `UsageError` for less than one epoch.
     """
+    if epochs < 1:
+        raise UsageError(f"A training cannot have epochs = {epochs}.", expected="a whole number from 1")
     settings = FitSettings(learning_rate or learning_rate_for(train.batch_rows), weight_decay, average, seed=seed)
     purpose = _purpose(model, train, valid, settings)
     with checkpoints.deferred() as interruption, joined() as group, _on(model, group.device):
