@@ -165,12 +165,12 @@ def real(case: dict) -> None:
     """A month each, day by day."""
     import green
 
-    from slml.monitoring.episodes import watch
+    from slml.monitoring.episodes import build_timeline
 
     for name in ("2023-02", "2022-01", "2022-02"):
         start = time.perf_counter()
         served, expected = case["model"].serve(case["tables"][name]), case["model"].expected
-        seen = watch(case["reference"], served, green.CONTRACT, expected, case["tables"]["2023-01"])
+        seen = build_timeline(case["reference"], served, green.CONTRACT, expected, case["tables"]["2023-01"])
         print(f"{name} ({time.perf_counter() - start:.1f} s) {seen}")
 
 
@@ -178,12 +178,12 @@ def planted(case: dict) -> None:
     """Each fault from the 15th on: the days on which it was found, and how it was named."""
     import green
 
-    from slml.monitoring.episodes import watch
+    from slml.monitoring.episodes import build_timeline
 
     february = case["tables"]["2023-02"]
     for fault, (plant, columns) in green.FAULTS.items():
         table = case["model"].serve(plant(february, green.since(february, BEGINS))).drop_columns(["fare_amount"])
-        seen = watch(case["reference"], table, green.CONTRACT)
+        seen = build_timeline(case["reference"], table, green.CONTRACT)
         late = [w for w in seen.windows if w.start >= BEGINS]
         named = sum(columns <= {f.column for f in w.diagnosis.drift.alarming if f.kind == fault} for w in late)
         early = sum(w.diagnosis.action != "nothing" for w in seen.windows if w.start < BEGINS)
@@ -203,8 +203,9 @@ def quiet(case: dict) -> None:
     """Alarms in untouched windows of two pairs of months; limits were adjusted with a look at both."""
     import green
 
-    from slml.monitoring.drift import LIMITS, drift
-    from slml.monitoring.episodes import calmed
+    from slml.monitoring.drift import drift
+    from slml.monitoring.limits import LIMITS
+    from slml.monitoring.episodes import learn_limits
     from slml.quality.profile import profile
 
     tables = case["tables"]
@@ -212,7 +213,7 @@ def quiet(case: dict) -> None:
         known = profile(tables[first], green.CONTRACT)
         windows = [w for rows in (1_000, 2_500, 5_000, 10_000) for w in stretches(tables[second], 50, rows)]
         seen = [profile(window, green.CONTRACT) for window in windows]
-        learned = calmed(LIMITS, known, tables[first], green.CONTRACT)
+        learned = learn_limits(LIMITS, known, tables[first], green.CONTRACT)
         for name, limits in (("general limits", LIMITS), ("limits learned from the days of the training", learned)):
             alarms = [drift(known, window, green.CONTRACT, limits).alarming for window in seen]
             print(f"{second} against {first}, {name}: {sum(map(bool, alarms))} of {len(windows)} untouched windows")
@@ -224,12 +225,13 @@ def smallest(case: dict) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from slml.monitoring.drift import LIMITS, drift
-    from slml.monitoring.episodes import calmed
+    from slml.monitoring.drift import drift
+    from slml.monitoring.limits import LIMITS
+    from slml.monitoring.episodes import learn_limits
     from slml.quality.profile import profile
 
     tables = case["tables"]
-    limits = calmed(LIMITS, case["reference"], tables["2023-01"], green.CONTRACT)
+    limits = learn_limits(LIMITS, case["reference"], tables["2023-01"], green.CONTRACT)
     long = pa.concat_tables([tables["2023-02"], tables["2023-01"]])  # 100,000 rows are more than a month has
     for fault in ("nulls", "renamed", "unit", "swapped"):
         plant, columns = green.FAULTS[fault]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'PAUSE', 'TIMEOUT', 'BUSY', 'Opener', 'CHANNELS', 'Alert', 'event_id', 'Channel', 'Log', 'Webhook',
-           'open_channel', 'tell', 'Breach', 'alike', 'known', 'is_news']
+           'open_channel', 'notify', 'Breach', 'matches_breach', 'explained_by', 'needs_alert']
 
 # %% ../../nbs/monitoring/alerts.ipynb #c0cc7e11
 import hashlib
@@ -106,49 +106,51 @@ class Webhook:
             except (OSError, ValueError) as error:
                 why = str(getattr(error, "reason", error))
         host = self.url.split("/")[2] if "://" in self.url else self.url  # the rest of the address is a secret
-        raise CloudError(f"{host} did not take the alert.", came=why, todo="check the address in `tell`.")
+        raise CloudError(f"{host} did not take the alert.", came=why, todo="check the address in `notify`.")
 
 # %% ../../nbs/monitoring/alerts.ipynb #528c49d6
 Opener = Callable[[str], Channel]  # from the whole word
 CHANNELS: Mapping[str, Opener] = {
-    "log": lambda word: Log(word.partition(":")[2]),
+    "log": lambda channel: Log(channel.partition(":")[2]),
     "http": Webhook,
     "https": Webhook,
 }  # by what stands before the colon
 
 
 def open_channel(
-    word: str,  # as a policy says
+    channel: str,  # as a policy says
     openers: Mapping[str, Opener] = CHANNELS,
 ) -> Channel:
     "The channel that a word names. Raises `SettingsError`."
-    kind, _, rest = word.partition(":")
+    kind, _, rest = channel.partition(":")
     if kind == "env":
         if not os.environ.get(rest):
-            raise SettingsError(f"The variable {rest} is not set.", came=word, todo=f"set {rest}, or correct `tell`.")
+            raise SettingsError(
+                f"The variable {rest} is not set.", came=channel, todo=f"set {rest}, or correct `notify`."
+            )
         return open_channel(os.environ[rest], openers)
     if kind not in openers:
         raise SettingsError(
             f"There is no channel '{kind}'.",
             expected=f"one of: {', '.join(openers)}, env",
-            came=word if kind in word else kind,
-            todo=closest(kind, openers) or "correct `tell` in the policy.",
+            came=channel if kind in channel else kind,
+            todo=closest(kind, openers) or "correct `notify` in the policy.",
         )
-    return openers[kind](word)
+    return openers[kind](channel)
 
 # %% ../../nbs/monitoring/alerts.ipynb #fed7ce6c
-def tell(
+def notify(
     alert: Alert,
-    words: Sequence[str],  # channels, as a policy says
+    channels: Sequence[str],  # channels, as a policy says
     openers: Mapping[str, Opener] = CHANNELS,
 ) -> dict[str, str]:  # channel -> why it was not told; empty: everybody was
     "Send an alert to all."
     missed = {}
-    for word in words:
+    for channel in channels:
         try:
-            open_channel(word, openers).send(alert)
+            open_channel(channel, openers).send(alert)
         except SlmlError as error:
-            missed[word.partition("://")[0]] = str(error)
+            missed[channel.partition("://")[0]] = str(error)
     return missed
 
 # %% ../../nbs/monitoring/alerts.ipynb #4765057b
@@ -163,7 +165,7 @@ class Breach(msgspec.Struct, frozen=True):
     verdict: str = ""  # what would help: look, fix the feed, retrain
 
 
-def alike(
+def matches_breach(
     breach: Breach,
     kinds: Iterable[str],
     columns: Iterable[str],
@@ -175,7 +177,7 @@ def alike(
     )
 
 
-def known(
+def explained_by(
     breaches: Iterable[Breach],
     kinds: Iterable[str],
     columns: Iterable[str],
@@ -185,7 +187,7 @@ def known(
     return bool(same) and set(columns) <= {column for b in same for column in b.columns}
 
 
-def is_news(
+def needs_alert(
     breaches: Iterable[Breach],
     kinds: Sequence[str],
     columns: Sequence[str],
@@ -194,4 +196,4 @@ def is_news(
 ) -> bool:
     "Whether people should be told of what was found."
     recent = [b for b in breaches if not b.over or now - datetime.fromisoformat(b.over) < cool_down]
-    return not known(recent, kinds, columns)
+    return not explained_by(recent, kinds, columns)

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from slml.monitoring.drift import LIMITS, drift
-from slml.monitoring.episodes import Watch, calmed, watch
+from slml.monitoring.drift import drift
+from slml.monitoring.limits import LIMITS
+from slml.monitoring.episodes import Timeline, learn_limits, build_timeline
 from slml.monitoring.report import report
 from slml.quality.profile import Profile, profile
 
@@ -42,8 +43,8 @@ def reference(january: pa.Table, model: green.FareModel) -> Profile:
     return Profile.from_json(profile(model.serve(january), green.CONTRACT).to_json())
 
 
-def watched(reference: Profile, model: green.FareModel, january: pa.Table, table: pa.Table) -> Watch:
-    return watch(reference, model.serve(table), green.CONTRACT, model.expected, january)
+def watched(reference: Profile, model: green.FareModel, january: pa.Table, table: pa.Table) -> Timeline:
+    return build_timeline(reference, model.serve(table), green.CONTRACT, model.expected, january)
 
 
 def test_the_next_month_raises_no_alarm(
@@ -65,14 +66,14 @@ def test_fares_that_rose_are_concept_drift_once_labels_come(
     seen = watched(reference, model, january, table)
     assert seen.action == "retrain"
     assert "concept drift" in seen.kinds
-    assert not {"covariate drift", "data-quality fault", "schema change"} & {*seen.kinds, *seen.whole.kinds}
-    assert seen.whole.performance is not None
-    assert 1.5 < seen.whole.performance.bias.mean < 5
+    assert not {"covariate drift", "data-quality fault", "schema change"} & {*seen.kinds, *seen.overall.kinds}
+    assert seen.overall.performance is not None
+    assert 1.5 < seen.overall.performance.bias.mean < 5
     (episode,) = [e for e in seen.episodes if e.kind == "error"]
-    assert (f"{episode.first:%Y-%m-%d}", episode.going) == (f"{name}-01", True)
+    assert (f"{episode.first:%Y-%m-%d}", episode.ongoing) == (f"{name}-01", True)
     unlabelled = watched(reference, model, january, table.drop_columns(["fare_amount"]))
-    assert unlabelled.whole.action == "nothing"
-    assert not [e for e in unlabelled.episodes if e.going]
+    assert unlabelled.overall.action == "nothing"
+    assert not [e for e in unlabelled.episodes if e.ongoing]
 
 
 @pytest.mark.parametrize("fault", green.FAULTS)
@@ -86,7 +87,7 @@ def test_each_planted_fault_is_found_named_and_dated(
     faults = {e.column: e for e in seen.episodes if e.kind == fault}
     assert set(faults) == columns, seen
     assert {e.first for e in faults.values()} == {BEGINS}
-    assert all(e.going for e in faults.values())
+    assert all(e.ongoing for e in faults.values())
     assert all(e.first >= BEGINS for e in seen.episodes), seen
     assert {w.diagnosis.action for w in seen.windows if w.start < BEGINS} == {"nothing"}
 
@@ -95,8 +96,8 @@ def test_a_fault_is_dated_to_the_hour(reference: Profile, february: pa.Table) ->
     begins = datetime(2023, 2, 15, 13)
     three = february.filter(pc.is_in(pc.day(february["lpep_pickup_datetime"]), pa.array([14, 15, 16])))
     renamed = green.renamed(three, green.since(three, begins)).drop_columns(["fare_amount"])
-    seen = watch(reference, renamed, green.CONTRACT, every="hour")
-    assert [(e.column, e.kind, e.first) for e in seen.episodes if e.going] == [("payment_type", "renamed", begins)]
+    seen = build_timeline(reference, renamed, green.CONTRACT, every="hour")
+    assert [(e.column, e.kind, e.first) for e in seen.episodes if e.ongoing] == [("payment_type", "renamed", begins)]
 
 
 def windows(table: pa.Table, many: int, rows: int) -> Iterator[pa.Table]:
@@ -116,7 +117,7 @@ def test_two_hundred_untouched_windows_raise_two_alarms_at_most(
         every = [w for rows in (1_000, 2_500, 5_000, 10_000) for w in windows(table, 50, rows)]
         assert len(every) == 200
         seen = [profile(window, green.CONTRACT) for window in every]
-        for limits in (LIMITS, calmed(LIMITS, known, first, green.CONTRACT)):
+        for limits in (LIMITS, learn_limits(LIMITS, known, first, green.CONTRACT)):
             found = [drift(known, window, green.CONTRACT, limits).alarming for window in seen]
             assert sum(map(bool, found)) <= 2, [list(map(str, f)) for f in found if f]
 

@@ -13,7 +13,7 @@ from slml.contract import Category, Column, Contract, Numeric
 from slml.errors import ContractError, RegistryError, UsageError
 from slml.features.encoder import Encoder
 from slml.models.model import build
-from slml.monitoring.windows import last_windows, seen
+from slml.monitoring.windows import last_windows, read_windows
 from slml.pipelines.pipeline import load_pipeline, run_pipeline
 from slml.registry.aliases import Pointer, State, write_change
 from slml.registry.bundle import Bundle, Lineage
@@ -117,10 +117,10 @@ def test_good_hours_bad_ones_and_one_that_is_looked_at_again(workspace: Workspac
     assert later.outputs["kinds"] == ["concept drift"]
     assert later.metrics["error"] > 3
 
-    rows = seen("rides", Catalog(workspace)).to_pylist()
+    rows = read_windows("rides", Catalog(workspace)).to_pylist()
     assert [(r["rows"], r["labelled"], r["verdict"]) for r in rows] == [(600, 600, "nothing"), (600, 600, "retrain")]
     assert {r["labels"] for r in rows} == {Catalog(workspace).snapshot("fares").ref}
-    columns = seen("rides", Catalog(workspace), columns=True)
+    columns = read_windows("rides", Catalog(workspace), columns=True)
     assert columns.num_rows == len({(r["since"], r["column"]) for r in columns.to_pylist()}) > 0
 
     page = Path(later.outputs["report"]).read_text()
@@ -147,7 +147,7 @@ def test_of_few_rows_nothing_is_said(workspace: Workspace, bundle: Bundle, rows:
     run = monitor(workspace, labels="fares")
     assert run.outputs["verdict"] == "nothing"
     assert words in run.outputs["why"]
-    (row,) = seen("rides", Catalog(workspace)).to_pylist()
+    (row,) = read_windows("rides", Catalog(workspace)).to_pylist()
     assert (row["rows"], row["labelled"]) == (rows, rows)
 
 
@@ -177,14 +177,14 @@ def test_what_cannot_be_looked_at_is_said(workspace: Workspace, bundle: Bundle) 
         monitor(workspace, hours=-1)
     with pytest.raises(RegistryError, match="no champion of bus"):
         run_job(job(NOTEBOOK, {"model": "bus"}), workspace)
-    assert len(seen("rides", Catalog(workspace))) == 0
+    assert len(read_windows("rides", Catalog(workspace))) == 0
 
 
 def test_the_scheduled_pipeline_looks_at_every_call(workspace: Workspace, bundle: Bundle, tmp_path: Path) -> None:
     """Its parameters are the same each day; what it looks at is not."""
     (day,) = last_windows(timedelta(days=1), datetime.now(UTC))
     serve(workspace, bundle, rides(300, 7), day.since + timedelta(hours=3))
-    (tmp_path / "monitor.toml").write_text("[rides]\nback = 1\ntell = []\n")
+    (tmp_path / "monitor.toml").write_text("[rides]\nback = 1\nnotify = []\n")
     given = {"model": "rides", "policy": str(tmp_path / "monitor.toml")}
     pipeline = load_pipeline(NOTEBOOK.replace("nbs/jobs/monitor.ipynb", "pipelines/monitor.yaml"))
     first, second = (run_pipeline(pipeline, given, workspace, lambda state: None) for _ in range(2))

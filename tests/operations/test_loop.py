@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pytest
 
-from slml.monitoring.windows import seen
+from slml.monitoring.windows import read_windows
 from slml.operations import loop as watch
 from slml.operations.decisions import COMPARING, PROVING, RETRAINING, WATCHING, decisions, last_decision
 from slml.operations.loop import watch_once
@@ -140,7 +140,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> City:
 [taxi]
 labels = "fares"
 back = 1
-tell = ["log:{folder}/alerts.jsonl"]
+notify = ["log:{folder}/alerts.jsonl"]
 cool_down = "2d"
 retrain = "{TAXI}"
 parameters = {{source = "{folder}/now/*.txt", contract = "{folder}/contract.json", epochs = 3}}
@@ -212,7 +212,7 @@ def test_the_loop_closes_without_a_hand(city: City, monkeypatch: pytest.MonkeyPa
     assert sorted(city.step()) == ["over", "settled"]
     assert last_decision("taxi", city.workspace).phase == WATCHING
     assert city.state.shadow is None
-    errors = seen("taxi", Catalog(city.workspace)).to_pylist()
+    errors = read_windows("taxi", Catalog(city.workspace)).to_pylist()
     by_day = [(row["version"], row["verdict"], row["error"]) for row in errors if row["rows"]]
     before, during, after = by_day[0][2], by_day[1][2], by_day[-1][2]
     assert [verdict for _, verdict, _ in by_day[:2]] == ["nothing", "retrain"]
@@ -262,7 +262,7 @@ def test_a_person_takes_over_a_pipeline_is_gone_and_nobody_can_be_reached(
     assert last_decision("taxi", city.workspace).phase == WATCHING
 
     policy = Path(city.policy)
-    policy.write_text(policy.read_text().replace(str(TAXI), "gone.yaml").replace('tell = ["', 'tell = ["env:DUTY", "'))
+    policy.write_text(policy.read_text().replace(str(TAXI), "gone.yaml").replace('notify = ["', 'notify = ["env:DUTY", "'))
     trial(RETRAINING)
     assert city.step() == ["failed"]
     assert "gone.yaml" in city.told()[-1]["title"] + city.told()[-1]["text"]

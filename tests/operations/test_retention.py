@@ -13,8 +13,8 @@ from slml.cli import app
 from slml.contract import Column, Contract, Numeric
 from slml.features.encoder import Encoder
 from slml.models.model import build
-from slml.monitoring.policy import Keep
-from slml.operations.retention import carry_out, old, registered
+from slml.monitoring.policy import RetentionPolicy
+from slml.operations.retention import apply_removal, plan_removal, registered_dependencies
 from slml.registry.bundle import Lineage
 from slml.registry.export import export
 from slml.registry.gate import Audited
@@ -32,7 +32,7 @@ CONTRACT = Contract(
     features=[Numeric(column="miles")],
 )
 LONG_AGO, NOW = "2025-01-01T00:00:00+00:00", datetime(2026, 6, 1, tzinfo=UTC)
-KEEP = Keep(logs="30d", runs="30d", snapshots=1)
+KEEP = RetentionPolicy(logs="30d", runs="30d", snapshots=1)
 
 
 def run(workspace: Workspace, name: str, parameters: dict, outputs: dict | None = None) -> Run:
@@ -77,7 +77,7 @@ def test_lineage_is_never_broken(city: tuple[Workspace, Snapshot, dict[str, Run]
     workspace, kept, runs = city
     catalog = Catalog(workspace)
     first = catalog.table("raw").history()[0]
-    found = old(KEEP, workspace, NOW)
+    found = plan_removal(KEEP, workspace, NOW)
     wanted = {*(runs[name].id for name in ("audit", "split", "train", "register")), kept.ref, first.ref}
     assert wanted == set(found.spared)
     names = [item.name for item in found.items]
@@ -86,13 +86,13 @@ def test_lineage_is_never_broken(city: tuple[Workspace, Snapshot, dict[str, Run]
     assert [Path(item.name).name for item in found.items if item.kind == "log"] == ["date=2025-01-01"]
     assert len(list_runs(workspace)) == 5, "a list removes nothing"
 
-    carry_out(found, workspace)
+    apply_removal(found, workspace)
     assert load("rides@1", workspace).check() <= 1e-5
     assert catalog.snapshot(kept.ref).rows == 200
     assert catalog.snapshot(first.ref).rows == 1
     assert runs["other"].id not in [r.id for r in list_runs(workspace)]
-    assert old(KEEP, workspace, NOW).items == ()
-    assert registered(workspace).snapshots == {kept.ref}
+    assert plan_removal(KEEP, workspace, NOW).items == ()
+    assert registered_dependencies(workspace).snapshots == {kept.ref}
 
 
 def test_clean_shows_first_and_removes_only_when_told(
@@ -116,9 +116,9 @@ def test_clean_shows_first_and_removes_only_when_told(
 
 def test_what_became_needed_in_the_meantime_stays(city: tuple[Workspace, Snapshot, dict[str, Run]]) -> None:
     workspace, _, runs = city
-    found = old(KEEP, workspace, NOW)
+    found = plan_removal(KEEP, workspace, NOW)
     begun = replace(new_run("evaluate", "e.ipynb", {}, workspace), status="running", host="another machine")
     save_run(replace(begun, after=(runs["other"].id,), created=(NOW - timedelta(hours=1)).isoformat()))
-    gone = carry_out(found, workspace)
+    gone = apply_removal(found, workspace)
     assert gone.spared == (runs["other"].id,)
     assert Path(runs["other"].folder).exists()

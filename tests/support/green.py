@@ -120,14 +120,14 @@ class FareModel:
     def __init__(self, table: pa.Table):
         from sklearn.ensemble import HistGradientBoostingRegressor
 
-        from slml.monitoring.performance import Expected, errors
+        from slml.monitoring.performance import ExpectedError, errors
 
         test = np.arange(len(table)) % 4 == 0
         train = table.filter(pa.array(~test))
         self.model = HistGradientBoostingRegressor(max_iter=80, random_state=0)
         self.model.fit(_inputs(train), train["fare_amount"].to_numpy())
         tested = self.serve(table.filter(pa.array(test)))
-        self.expected = Expected.fit(*errors("regression", tested["fare_amount"], tested["_prediction"]))
+        self.expected = ExpectedError.fit(*errors("regression", tested["fare_amount"], tested["_prediction"]))
 
     def serve(self, table: pa.Table) -> pa.Table:
         """The table with the model's predictions, as a request log has them."""
