@@ -204,8 +204,8 @@ def quiet(case: dict) -> None:
     import green
 
     from slml.monitoring.drift import drift
-    from slml.monitoring.limits import LIMITS
     from slml.monitoring.episodes import learn_limits
+    from slml.monitoring.limits import LIMITS
     from slml.quality.profile import profile
 
     tables = case["tables"]
@@ -226,8 +226,8 @@ def smallest(case: dict) -> None:
     import pyarrow as pa
 
     from slml.monitoring.drift import drift
-    from slml.monitoring.limits import LIMITS
     from slml.monitoring.episodes import learn_limits
+    from slml.monitoring.limits import LIMITS
     from slml.quality.profile import profile
 
     tables = case["tables"]

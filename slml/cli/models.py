@@ -16,7 +16,7 @@ import typer
 from .app import Json, On, app, facts, open_workspace, rows_table, show
 
 if TYPE_CHECKING:
-    from slml.operations.lifecycle import Life
+    from slml.operations.lifecycle import VersionRecord
     from slml.registry.versions import Version
 
 # %% ../../nbs/cli/models.ipynb #f3f32855
@@ -34,12 +34,12 @@ def format_age(
 def model_row(
     version: "Version",
     now: datetime,  # with its time zone
-    life: "Life",  # its error, drift and cost since it was registered
+    life: "VersionRecord",  # its error, drift and cost since it was registered
 ) -> list[str]:
     "A version as a row: its name, aliases, data, age, test error, live error, drift, cost and state."
     old = format_age(now - version.created) if version.created else ""
     error = f"{version.metric} {version.value:.4g}"
-    live = [life.live_error, life.drifted, life.spent]
+    live = [life.live_error, life.live_drift, life.cost_text]
     return [version.ref, ", ".join(version.aliases), version.data, old, error, *live, version.state]
 
 
@@ -52,13 +52,13 @@ def models_command(
     """List the registered versions: data, age, test and live error, drift, cost, state.
 
     Example: `slml models taxi`"""
-    from slml.operations.lifecycle import Life, lives
+    from slml.operations.lifecycle import VersionRecord, version_records
     from slml.registry import versions as registry
 
     workspace = open_workspace(on)
     registered = registry.versions(name, workspace) if name else registry.models(workspace)
-    life_by_version = lives({version.name for version in registered}, workspace)
-    life_of_each = [life_by_version.get(version.ref, Life()) for version in registered]
+    life_by_version = version_records({version.name for version in registered}, workspace)
+    life_of_each = [life_by_version.get(version.ref, VersionRecord()) for version in registered]
     names = ["version", "aliases", "data", "age", "test error", "live error", "drift", "cost", "state"]
     rows = [model_row(version, datetime.now(UTC), life) for version, life in zip(registered, life_of_each, strict=True)]
     data = [asdict(version) | {"live": asdict(life)} for version, life in zip(registered, life_of_each, strict=True)]

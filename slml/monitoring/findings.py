@@ -15,12 +15,15 @@ from itertools import combinations
 import numpy as np
 import pyarrow as pa
 
-from ..contract import Contract, Equals, ParsesAs, Rule, Unique
+from ..contract.contract import Contract
+from ..contract.rules import Equals, ParsesAs, Rule, Unique
 from .distance import cohen_h, count_p_value, psi, shares_p_value
 from .groups import expected_hours, group_counts
 from .limits import Limits
 from .measures import ColumnDrift
-from ..quality.profile import PREDICTION, ColumnProfile, Profile, below
+from ..quality.column_profile import ColumnProfile
+from ..quality.display import share_below
+from ..quality.profile import PREDICTION, Profile
 
 # %% ../../nbs/monitoring/findings.ipynb #d26ac8db
 SORTS = {
@@ -162,9 +165,9 @@ def find_unit_factor(
 ) -> tuple[float, str] | None:  # factor, and which units were mixed up
     "The factor that brings the values back to where they were, if there is one."
     edges = np.concatenate([[-np.inf], np.unique(reference.quantile(np.arange(0.1, 0.95, 0.1))), [np.inf]])
-    before = np.diff(below(reference, edges)) * reference.count
+    before = np.diff(share_below(reference, edges)) * reference.count
     remaining = {
-        factor: psi(before, np.diff(below(window, edges * factor)) * window.count)
+        factor: psi(before, np.diff(share_below(window, edges * factor)) * window.count)
         for unit in UNITS
         for factor in (unit, 1 / unit)
     }

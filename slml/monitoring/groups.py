@@ -9,7 +9,8 @@ __all__ = ['Counts', 'align_bins', 'number_groups', 'category_groups', 'hour_cov
 # %% ../../nbs/monitoring/groups.ipynb #e5a9d687
 import numpy as np
 
-from ..quality.profile import THURSDAY, ColumnProfile, NumberBins, TimeBins
+from ..quality.bins import NumberBins, TimeBins
+from ..quality.column_profile import EPOCH_HOUR, ColumnProfile
 
 # %% ../../nbs/monitoring/groups.ipynb #ece288bc
 Counts = tuple[np.ndarray, np.ndarray]  # (groups,) each, counts of the reference and of the window
@@ -24,7 +25,7 @@ def align_bins(
     codes = np.array(merged.codes, np.int64)
     counts = []
     for bins in (reference, window):
-        raised = bins.raised(np.array(bins.codes, np.int64), merged.level - bins.level)
+        raised = bins.coarsen(np.array(bins.codes, np.int64), merged.level - bins.level)
         counts.append(np.bincount(np.searchsorted(codes, raised), bins.counts, len(codes)))
     return codes, (counts[0], counts[1])
 
@@ -61,7 +62,7 @@ def hour_coverage(
     weeks, rest = divmod(last - first, 168)
     slots = np.arange(int(last - rest), int(last) + 1)
     lengths = (np.minimum(slots + 1, last) - np.maximum(slots, last - rest)).clip(0)
-    return np.bincount((slots + THURSDAY) % 168, lengths, 168) + weeks
+    return np.bincount((slots + EPOCH_HOUR) % 168, lengths, 168) + weeks
 
 # %% ../../nbs/monitoring/groups.ipynb #c23dec4c
 def expected_hours(

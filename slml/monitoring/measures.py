@@ -16,7 +16,7 @@ from scipy.stats import wasserstein_distance
 from .distance import chi_square, jensen_shannon, psi
 from .groups import Counts, align_bins, group_counts
 from .limits import Limits
-from ..quality.profile import ColumnProfile
+from ..quality.column_profile import ColumnProfile
 
 # %% ../../nbs/monitoring/measures.ipynb #5c8f3abb
 def ks_distance(reference: ColumnProfile, window: ColumnProfile) -> float:  # 0 to 1

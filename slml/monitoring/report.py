@@ -11,8 +11,8 @@ from html import escape
 
 import numpy as np
 
-from .drift import ColumnDrift
-from .episodes import Watch, Window, told
+from .episodes import DiagnosedWindow, Timeline, format_time
+from .measures import ColumnDrift
 from .performance import Performance
 from ..quality.display import bar_chart
 
@@ -25,7 +25,7 @@ LOOKS = {  # action -> colour, sign, and what it says to somebody who does not k
 }
 
 
-def verdict(w: Watch) -> str:
+def verdict(w: Timeline) -> str:
     "The first lines of the page."
     colour, sign, words = LOOKS[w.action]
     kinds = f"<p class='kinds'>{escape(', '.join(w.kinds))}</p>" if w.kinds else ""
@@ -39,35 +39,35 @@ def _listed(lines: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def happened(w: Watch) -> str:
+def happened(w: Timeline) -> str:
     "What was found and since when."
-    going = [str(e) for e in w.episodes if e.going]
-    over = [str(e) for e in w.episodes if not e.going]
-    notes = [str(f) for f in w.whole.drift.of("note")]
+    ongoing = [str(e) for e in w.episodes if e.ongoing]
+    over = [str(e) for e in w.episodes if not e.ongoing]
+    notes = [str(f) for f in w.overall.drift.of("note")]
     notes += [f"{w.undated:,} rows have no time and are in no window"] if w.undated else []
-    notes += [str(w.whole.drivers)] if w.whole.drivers and w.episodes else []
-    reasons = [] if w.episodes else [r for r in w.whole.reasons if r not in notes]
-    lists = (("Now", [*going, *reasons]), ("Over", over), ("Notes", notes))
+    notes += [str(w.overall.drivers)] if w.overall.drivers and w.episodes else []
+    reasons = [] if w.episodes else [r for r in w.overall.reasons if r not in notes]
+    lists = (("Now", [*ongoing, *reasons]), ("Over", over), ("Notes", notes))
     return "".join(f"<h2>{name}</h2>{_listed(said)}" for name, said in lists if said)
 
 # %% ../../nbs/monitoring/report.ipynb #9b7ad717
-def strip(w: Watch) -> str:
+def strip(w: Timeline) -> str:
     "A mark for each window, coloured and signed by what it asks for."
     if not w.windows:
         return "<p>There is no window.</p>"
     marks = "".join(_mark(window, 100 / len(w.windows)) for window in w.windows)
-    ends = f"<small>{told(w.windows[0].start)}</small><small>{told(w.windows[-1].start)}</small>"
+    ends = f"<small>{format_time(w.windows[0].start)}</small><small>{format_time(w.windows[-1].start)}</small>"
     return f"<div class='strip' role='img' aria-label='the windows'>{marks}</div><div class='ends'>{ends}</div>"
 
 
 def _mark(
-    window: Window,
+    window: DiagnosedWindow,
     width: float,  # per cent of the strip
 ) -> str:
     "One window."
     action = window.diagnosis.action
     colour, sign, _ = LOOKS[action]
-    title = escape(f"{told(window.start)}, {window.rows:,} rows: {window.diagnosis}", quote=True)
+    title = escape(f"{format_time(window.start)}, {window.rows:,} rows: {window.diagnosis}", quote=True)
     shown = "" if action == "nothing" else sign
     return f"<div style='width:{width:.3f}%;background:{colour}' title='{title}'>{shown}</div>"
 
@@ -88,7 +88,7 @@ def line(
     return f"<path d='{''.join(path)}' fill='none' stroke='{colour}' vector-effect='non-scaling-stroke'{dash}/>"
 
 # %% ../../nbs/monitoring/report.ipynb #044c0f70
-def error_chart(w: Watch) -> str:
+def error_chart(w: Timeline) -> str:
     "The error by window, where there are labels."
     measured = [p if p is not None and p.rows > 1 else None for p in (x.diagnosis.performance for x in w.windows)]
     known = [p for p in measured if p]
@@ -121,15 +121,15 @@ def _column_row(c: ColumnDrift, most: float, course: Sequence[float], limit: flo
     pictures = bar_chart(np.array(c.reference), "#8a8a8a") + bar_chart(np.array(c.window)) if c.reference else ""
     name = f"<b>{escape(c.column)}</b>" if most >= limit else escape(c.column)
     return (
-        f"<tr><td>{name}</td><td>{c.psi:.2f}</td><td>{most:.2f}</td><td>{shown}</td><td>{c.nulls:.1%}</td>"
-        f"<td>{c.nulls_before:.1%}</td><td>{pictures}</td></tr>"
+        f"<tr><td>{name}</td><td>{c.psi:.2f}</td><td>{most:.2f}</td><td>{shown}</td><td>{c.format('nulls')}</td>"
+        f"<td>{c.format('nulls_before')}</td><td>{pictures}</td></tr>"
     )
 
 # %% ../../nbs/monitoring/report.ipynb #dd64b00d
-def columns(w: Watch, limit: float = 0.2) -> str:
+def columns(w: Timeline, limit: float = 0.2) -> str:
     "A table of all columns, those that have moved most on top."
     by_window = [{c.column: c for c in x.diagnosis.drift.columns} for x in w.windows]
-    moved = w.whole.drift.columns
+    moved = w.overall.drift.columns
     most = {c.column: max((d[c.column].psi for d in by_window if c.column in d), default=c.psi) for c in moved}
     rows = []
     for c in sorted(moved, key=lambda c: -most[c.column]):
@@ -145,7 +145,7 @@ def slices(p: Performance | None, most: int = 10) -> str:
         return ""
     rows = "".join(
         f"<tr><td>{escape(s.column)} = {escape(s.value)}</td><td>{s.rows:,}</td><td>{s.error}</td>"
-        f"<td>{s.expected:.3g}</td><td>{'worse' if s.worse else ''}</td></tr>"
+        f"<td>{s.expected:.3g}</td><td>{'worse' if s.is_worse else ''}</td></tr>"
         for s in p.slices[:most]
     )
     head = "".join(f"<th>{h}</th>" for h in ("slice", "rows", escape(p.metric), "expected", ""))
@@ -170,14 +170,14 @@ PSI = "PSI, the population stability index: below 0.1 little has moved, above 0.
 
 
 def report(
-    w: Watch,
+    w: Timeline,
     title: str,  # such as taxi@3
     at: str = "",  # when it was made, ISO 8601
 ) -> str:  # a whole HTML page
     "A watch as one self-contained page."
     rows = sum(x.rows for x in w.windows)
     body = [
-        verdict(w), strip(w), happened(w), error_chart(w), columns(w), slices(w.whole.performance),
+        verdict(w), strip(w), happened(w), error_chart(w), columns(w), slices(w.overall.performance),
         f"<p><small>{escape(title)}, {rows:,} rows in {len(w.windows)} windows of a {w.every}"
         f"{', made ' + escape(at) if at else ''}. {PSI}</small></p>",
     ]  # fmt: skip
@@ -188,7 +188,7 @@ def report(
     )
 
 # %% ../../nbs/monitoring/report.ipynb #49bff7cd
-def shown(w: Watch) -> str:  # HTML without a head
+def shown(w: Timeline) -> str:  # HTML without a head
     "A watch for a notebook: `IPython.display.HTML(shown(w))`."
     body = "".join(part(w) for part in (verdict, strip, happened, error_chart, columns))
     return f"<style>.slml-watch {{ {STYLE} }}</style><div class='slml-watch'>{body}</div>"

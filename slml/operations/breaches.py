@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..monitoring.alerts import Breach, matches_breach, event_id, needs_alert, explained_by
+from ..monitoring.alerts import Breach, event_id, explained_by, matches_breach, needs_alert
 from ..monitoring.policy import Policy
 from .decisions import Decision
 

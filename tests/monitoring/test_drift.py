@@ -11,9 +11,9 @@ from slml.contract import Between, Category, Column, Contract, Numeric, TimePart
 from slml.errors import ContractError, TrainingError, UsageError
 from slml.monitoring.diagnosis import ACTIONS, diagnose_window
 from slml.monitoring.drift import drift
+from slml.monitoring.episodes import build_timeline
 from slml.monitoring.findings import SORTS
 from slml.monitoring.limits import Limits
-from slml.monitoring.episodes import build_timeline
 from slml.monitoring.performance import ExpectedError, errors, join_labels, performance
 from slml.monitoring.report import report
 from slml.quality.profile import Profile, profile

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from slml.monitoring.drift import drift
+from slml.monitoring.episodes import Timeline, build_timeline, learn_limits
 from slml.monitoring.limits import LIMITS
-from slml.monitoring.episodes import Timeline, learn_limits, build_timeline
 from slml.monitoring.report import report
 from slml.quality.profile import Profile, profile
 
