@@ -30,7 +30,7 @@ class Topic:
                 "This is no topic of SNS.",
                 expected="arn:aws:sns:REGION:ACCOUNT:NAME",
                 came=arn,
-                todo="correct `tell` in the policy.",
+                todo="correct `notify` in the policy.",
             )
         self.arn, self.region = arn, parts[3]
 

@@ -111,12 +111,12 @@ def prune_command(
     """List what the retention policy no longer keeps: request logs, runs, snapshots. With --yes, remove it.
 
     Example: `slml prune --yes`"""
-    from slml.monitoring.policy import load_keep
-    from slml.operations.retention import carry_out, old
+    from slml.monitoring.policy import load_retention
+    from slml.operations.retention import apply_removal, plan_removal
 
     workspace = open_workspace(on)
-    expired = old(load_keep(policy), workspace)
-    listing = carry_out(expired, workspace) if yes else expired
+    expired = plan_removal(load_retention(policy), workspace)
+    listing = apply_removal(expired, workspace) if yes else expired
     note = "Removed." if yes else "Nothing was removed. To remove it: slml prune --yes"
     show(f"{listing}\n{note}", asdict(listing) | {"removed": yes}, as_json)
 

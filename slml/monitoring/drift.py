@@ -63,7 +63,8 @@ def _without_consequences(findings: list[Finding]) -> tuple[Finding, ...]:
 
 # %% ../../nbs/monitoring/drift.ipynb #17de3410
 def _candidate_findings(reference: Profile, window: Profile, contract: Contract, columns: Mapping[str, ColumnDrift],
-                        limits: Limits, violations: Mapping[Rule, int], usual: Mapping[str, float]) -> Iterator[Finding]:  # fmt: skip
+                        limits: Limits, violations: Mapping[Rule, int], usual: Mapping[str, float],
+                        ) -> Iterator[Finding]:  # fmt: skip
     "The answers to all questions that have a p-value."
     for name, drift in columns.items():
         before, after = reference.columns[name], window.columns[name]

@@ -316,7 +316,8 @@ def performance(
     slices = [s for column in columns for s in _slices(table, column, size, guess, expected, limits.design_effect)]
     error, bias = expected.of(guess[usable])
     return Performance(
-        int(usable.sum()), Interval.of(size[usable], limits.design_effect), Interval.of(signed[usable], limits.design_effect), error, bias,
+        int(usable.sum()), Interval.of(size[usable], limits.design_effect),
+        Interval.of(signed[usable], limits.design_effect), error, bias,
         expected.mean, expected.metric, tuple(_mark_worse_slices(slices, limits)), limits,
     )  # fmt: skip
 

@@ -71,8 +71,12 @@ class Policy(PolicyTable):
     settle: Duration = Field(timedelta(minutes=2), ge=timedelta(0), description="wait so long for the end of its log")
     back: int = Field(7, ge=1, description="windows that are inspected again when labels have come")
     labels: str = Field("", description="table with the row key and the true value; empty: none come")
-    limits: Annotated[Limits, BeforeValidator(_parse_limits)] = Field(Limits(), description="from where on a difference is reported")
-    notify: tuple[str, ...] = Field(("log",), description="channels: log, log:FILE, a URL, an ARN, or env:NAME that holds one")
+    limits: Annotated[Limits, BeforeValidator(_parse_limits)] = Field(
+        Limits(), description="from where on a difference is reported"
+    )
+    notify: tuple[str, ...] = Field(
+        ("log",), description="channels: log, log:FILE, a URL, an ARN, or env:NAME that holds one"
+    )
     cool_down: Duration = Field(
         timedelta(days=1), ge=timedelta(0), description="no second alert or training before that"
     )
@@ -98,7 +102,7 @@ FILE, DEFAULT, KEEP = "monitor.toml", "default", "keep"
 
 
 def _read_tables(file: str) -> tuple[str, dict[str, object]]:  # its path, its tables
-    "The tables of a file; none where no file was named and the project has none. Raises `SettingsError`, `StorageError`."
+    "The tables of a file; none where the project has no file. Raises `SettingsError`, `StorageError`."
     path = file or str(project_folder() / FILE)
     if not file and not exists(path):
         return path, {}
@@ -134,7 +138,9 @@ def _rename_old_settings(values: object, where: str) -> object:
     "A table and its limits with the present names. Raises `SettingsError` where both names are given."
     if not isinstance(values, Mapping):
         return values
-    renamed = {name: _rename_old_settings(value, where) if name == "limits" else value for name, value in values.items()}
+    renamed = {
+        name: _rename_old_settings(value, where) if name == "limits" else value for name, value in values.items()
+    }
     for old, name in RENAMED.items():
         if old in renamed and name in renamed:
             raise SettingsError(f"{where} has both '{name}' and its old name '{old}'.", todo=f"remove {old}.")

@@ -262,7 +262,9 @@ def test_a_person_takes_over_a_pipeline_is_gone_and_nobody_can_be_reached(
     assert last_decision("taxi", city.workspace).phase == WATCHING
 
     policy = Path(city.policy)
-    policy.write_text(policy.read_text().replace(str(TAXI), "gone.yaml").replace('notify = ["', 'notify = ["env:DUTY", "'))
+    policy.write_text(
+        policy.read_text().replace(str(TAXI), "gone.yaml").replace('notify = ["', 'notify = ["env:DUTY", "')
+    )
     trial(RETRAINING)
     assert city.step() == ["failed"]
     assert "gone.yaml" in city.told()[-1]["title"] + city.told()[-1]["text"]
