@@ -10,9 +10,23 @@ from typing import TYPE_CHECKING
 
 from ..lazy import lazy_exports
 
-# %% ../../nbs/explore/init.ipynb #18bacd8d
+# %% ../../nbs/explore/init.ipynb #f2b0f33d
 if TYPE_CHECKING:
+    from slml.explore.evaluation import Evaluation as Evaluation
+    from slml.explore.jobs import run as run
+    from slml.explore.model import TrainedModel as TrainedModel
     from slml.explore.tables import ingest as ingest
     from slml.explore.tables import sql as sql
+    from slml.explore.training import train as train
 else:
-    __getattr__, __dir__ = lazy_exports(__name__, {"ingest": "tables", "sql": "tables"})
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "Evaluation": "evaluation",
+            "TrainedModel": "model",
+            "ingest": "tables",
+            "run": "jobs",
+            "sql": "tables",
+            "train": "training",
+        },
+    )

@@ -19,7 +19,7 @@ from .. import display
 from ..contract import Contract
 from ..errors import ContractError, RegistryError, closest
 from .evaluation import Evaluation, evaluate_model
-from .tables import ArrowStream, arrow_table
+from .tables import ArrowStream, arrow_table, is_pandas
 from ..features.encoder import Encoder
 from ..models.model import Model
 from ..quality.audit import audit
@@ -48,9 +48,7 @@ def contract_rows(
     columns: Sequence[str],  # that are needed
 ) -> pa.Table:
     "The columns in the contract's types. Raises `ContractError` for a missing column or a value of another type."
-    names = (
-        list(frame.columns) if hasattr(frame, "columns") and hasattr(frame, "index") else pa.table(frame).schema.names
-    )
+    names = list(frame.columns) if is_pandas(frame) else pa.table(frame).schema.names
     for name in columns:
         if name not in names:
             raise ContractError(
@@ -64,7 +62,7 @@ def contract_rows(
     if faults:
         raise ContractError(
             f"{len(faults)} values of the frame are not what the contract '{contract.name}' says.",
-            expected=f"in the column '{faults[0].column}': {faults[0].expected}",
+            expected=f"in the column '{faults[0].field}': {faults[0].expected}",
             came=f"{faults[0].came}, in row {faults[0].row}",
             todo="correct these values, or leave them empty.",
         )
