@@ -306,14 +306,17 @@ def ensure_warm_process(
     names: Sequence[str] = LOADED,  # of the libraries that a new one loads
 ) -> bool:
     "Whether a warm process serves this environment; one is started and waited for."
+    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed  # no job needs it
+
     start_warm_process(environment, idle, names)
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        with suppress(OSError):
-            _connect(socket_path(environment)).close()
-            return True
-        time.sleep(0.05)
-    return False
+    connecting = Retrying(
+        retry=retry_if_exception_type(OSError), stop=stop_after_delay(timeout), wait=wait_fixed(0.05), reraise=True
+    )
+    try:
+        connecting(_connect, socket_path(environment)).close()
+    except OSError:
+        return False
+    return True
 
 
 def stop_warm_process(

@@ -14,7 +14,6 @@ import os
 import stat
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,14 +126,22 @@ def _check_links(packed: Mapping[str, Path], folder: Path) -> None:
 
 # %% ../../nbs/runs/archive.ipynb #8cfbd0eb
 def _read(path: Path) -> tuple[bytes, bool]:  # its content, and whether it can be executed
-    "A file as it was at one moment."
-    for pause in (0.0, 0.1, 0.5):
-        time.sleep(pause)
-        before = path.stat()
-        content = path.read_bytes()
-        after = path.stat()
-        if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, len(content)):
-            return content, bool(after.st_mode & stat.S_IXUSR)
+    "A file as it was at one moment. Raises `SubmissionError` where it changes each time that it is read."
+    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_chain, wait_fixed
+
+    waits = wait_chain(wait_fixed(0.1), wait_fixed(0.5))
+    again = Retrying(
+        retry=retry_if_exception_type(SubmissionError), stop=stop_after_attempt(3), wait=waits, reraise=True
+    )
+    return again(_read_once, path)
+
+
+def _read_once(path: Path) -> tuple[bytes, bool]:
+    before = path.stat()
+    content = path.read_bytes()
+    after = path.stat()
+    if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, len(content)):
+        return content, bool(after.st_mode & stat.S_IXUSR)
     raise SubmissionError(
         f"{path} changes while it is packed.",
         expected="a project at rest",

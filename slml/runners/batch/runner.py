@@ -24,7 +24,7 @@ from . import check as batch_check
 from . import names
 from . import request as batch_request
 from . import why as batch_why
-from .client import PATIENCE, AwsClient, stack_region
+from .client import AwsClient, stack_region
 from .errors import is_transient_aws_error
 from .queries import JobLog, job_facts, read_stack_state
 from slml.runners.batch.state import (
@@ -34,6 +34,7 @@ from slml.runners.batch.state import (
     lost_run,
     with_batch_state,
 )
+from ..retries import PATIENCE, retry_calls
 from ..runner import Destination, is_final, prepare_runs, skipped_run
 from ...runs.archive import check_inputs, path_in_project, upload_project
 from ...runs.job import Job
@@ -165,16 +166,11 @@ class BatchRuns:
 
     def wait(self, id: str) -> Run:
         "A run, once it has ended. Raises `CloudError` where AWS is out of reach for too long."
-        run, pause, reached = self.run(id), FIRST_PAUSE, time.monotonic()
+        run, pause, retrying = self.run(id), FIRST_PAUSE, retry_calls(is_transient_aws_error)
         while not run.has_ended:
             time.sleep(pause)
             pause = min(pause * 1.3, LONGEST_PAUSE)
-            try:
-                run = self._next(run, pause / 2)
-                reached = time.monotonic()
-            except (CloudError, StorageError) as error:
-                if not is_transient_aws_error(error) or time.monotonic() - reached > PATIENCE:
-                    raise
+            run = retrying(self._next, run, pause / 2)
         return run
 
     def _next(self, run: Run, age: float) -> Run:
