@@ -59,12 +59,12 @@ def loading(bundle: Bundle, snapshot: Snapshot, workspace: Workspace) -> Callabl
 
 def predicting(bundle: Bundle, snapshot: Snapshot, workspace: Workspace) -> Callable[[], None]:
     """Every row once, into a table."""
-    from slml.serving.batch import predict
+    from slml.serving.batch import predict_snapshot
 
     def work() -> None:
         table = Catalog(workspace).table(f"predicted_{time.time_ns()}")
         with workspace.scratch() as folder:
-            done = predict(bundle, "taxi@1", snapshot, table, str(folder), cores=workspace.cores)
+            done = predict_snapshot(bundle, "taxi@1", snapshot, table, str(folder), cores=workspace.cores)
         assert done.added == snapshot.rows
 
     return work

@@ -9,11 +9,11 @@ __all__ = []
 import os
 import sys
 
-from .serve import main
+from .serve import serve_command
 
 # %% ../../nbs/serving/main.ipynb #053c0d09
 if __name__ == "__main__" and "__file__" in globals():
-    code = main()
+    code = serve_command()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -22,7 +22,7 @@ from slml.registry.versions import promote, set_shadow, versions
 from slml.runs.run import list_runs
 from slml.serving.log import RequestLog
 from slml.serving.log_rows import log_folder
-from slml.serving.serve import Loader, Settings
+from slml.serving.serve import ServeSettings, VersionLoader
 from slml.serving.service import Service
 from slml.tables.catalog import Catalog
 from slml.taxi.files import generate
@@ -98,8 +98,8 @@ class City:
 
     def serve(self, rows: list[dict]) -> None:
         """A day of requests, each a row, and then the night in which the fares become known."""
-        settings = Settings(source="taxi@champion", root=self.workspace.root, project=self.workspace.project)
-        served = Loader(settings)(self.state)
+        settings = ServeSettings(source="taxi@champion", root=self.workspace.root, project=self.workspace.project)
+        served = VersionLoader(settings)(self.state)
         folder = log_folder(self.workspace.root, self.workspace.project, "taxi")
         log = ClockedLog(folder, served.champion.bundle.contract)
         service = Service(served, log)

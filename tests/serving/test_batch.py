@@ -24,7 +24,7 @@ from slml.runners.local import LocalRunner
 from slml.runners.open import run_job
 from slml.runs.environment import workspace_environment
 from slml.runs.job import job
-from slml.serving.batch import held, predict
+from slml.serving.batch import count_predictions, predict_snapshot
 from slml.tables.catalog import Catalog, Snapshot
 from slml.workspace import Workspace
 
@@ -124,7 +124,7 @@ def test_the_job_predicts_each_row_once_and_a_new_version_beside(
     second = run()
     assert (second["version"], second["added"]) == ("fares@2", 5_000)
     both = Catalog(workspace).snapshot(second["predictions"])
-    assert [held(both, snapshot.ref, f"fares@{n}") for n in (1, 2, 3)] == [5_000, 5_000, 0]
+    assert [count_predictions(both, snapshot.ref, f"fares@{n}") for n in (1, 2, 3)] == [5_000, 5_000, 0]
 
 
 PREDICT = """
@@ -190,7 +190,7 @@ def test_the_result_depends_on_neither_cores_nor_parts(
     catalog = Catalog(workspace)
 
     def said(table: str, folder: str, **how: int) -> pa.Table:
-        done = predict(bundle, "fares@1", snapshot, catalog.table(table), folder, **how)
+        done = predict_snapshot(bundle, "fares@1", snapshot, catalog.table(table), folder, **how)
         assert (done.rows, done.added) == (5_000, 5_000)
         return rows_of(done.table)
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_is_told_in_one_message(
 
     def told(kind: type[SlmlError], source: str, table: str = "said") -> str:
         with pytest.raises(kind) as caught:
-            predict(bundle, "fares@1", there[source], catalog.table(table), str(tmp_path))
+            predict_snapshot(bundle, "fares@1", there[source], catalog.table(table), str(tmp_path))
         return str(caught.value)
 
     assert "has no rows" in told(ContractError, "empty")
@@ -236,8 +236,8 @@ def test_a_place_that_cannot_be_written(
     blocked = Path(workspace.root, "warehouse", workspace.project, "said")
     blocked.touch()
     with pytest.raises(SlmlError, match=r"cannot be written|missing or damaged"):
-        predict(bundle, "fares@1", snapshot, catalog.table("said"), folder)
+        predict_snapshot(bundle, "fares@1", snapshot, catalog.table("said"), folder)
     assert not catalog.table("said").exists
     blocked.unlink()
-    done = predict(bundle, "fares@1", snapshot, catalog.table("said"), folder)
+    done = predict_snapshot(bundle, "fares@1", snapshot, catalog.table("said"), folder)
     assert (done.added, done.computed) == (5_000, 0)

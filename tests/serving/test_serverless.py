@@ -417,7 +417,7 @@ def logged(environment: Mapping[str, str]) -> list[Path]:
 
 
 def test_the_function_answers_as_the_server_does(run: Callable, variables: Mapping[str, str], bundle: Bundle) -> None:
-    copy, here = run(variables), serving.Service(serving.Versions(Predictor(bundle, "fare@3", 3)))
+    copy, here = run(variables), serving.Service(serving.ServedVersions(Predictor(bundle, "fare@3", 3)))
     for asked in (
         event("POST", "/predict", '{"miles": 3}'),
         event("POST", "/predict", '{"rows": [{"miles": 3}, {"miles": 400}], "key": "ann"}'),

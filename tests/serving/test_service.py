@@ -20,9 +20,9 @@ import pytest
 
 from slml.registry.bundle import Bundle
 from slml.serving import arrow
-from slml.serving.check import free_port, over_http, served
+from slml.serving.check import free_port, over_http, running_service
 from slml.serving.predictor import Predictor
-from slml.serving.service import ARROW, Service, Versions
+from slml.serving.service import ARROW, ServedVersions, Service
 
 from support.services import CONTRACT, PLUS_ONE, TRIP, TWO_CLASSES, Client, Registry, make, trips, variant
 
@@ -42,7 +42,7 @@ def second(first: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def url(first: Bundle) -> Iterator[str]:
     """A service of one bundle, without a log."""
-    with served(first.uri) as url:
+    with running_service(first.uri) as url:
         yield url
 
 
@@ -210,7 +210,7 @@ def test_metrics_are_told_by_version(url: str, first: Bundle) -> None:
 def test_a_key_keeps_others_out(first: Bundle) -> None:
     os.environ["SLML_API_KEY"] = "open sesame"
     try:
-        with served(first.uri) as url:
+        with running_service(first.uri) as url:
             client, basic = Client(url), base64.b64encode(b"ann:open sesame").decode()
             assert client.predict(TRIP)[0] == client("/metrics")[0] == client("/")[0] == 401
             assert client.predict(TRIP, authorization="Bearer open")[0] == 401
@@ -223,7 +223,7 @@ def test_a_key_keeps_others_out(first: Bundle) -> None:
 
 
 def test_the_same_without_a_server(first: Bundle) -> None:
-    service = Service(Versions(Predictor(first)))
+    service = Service(ServedVersions(Predictor(first)))
     answer = service.answer("POST", "/predict", {}, json.dumps(TRIP).encode())
     assert answer.status == 200
     assert len(json.loads(answer.body)["predictions"]) == 1
@@ -294,7 +294,7 @@ def test_a_version_is_followed_and_taken_back_without_a_failed_request(
 ) -> None:
     registry = Registry(tmp_path, first, second)
     registry.set("register", 1)
-    with served("trips@champion", *registry.words) as url, Load(url) as load:
+    with running_service("trips@champion", *registry.words) as url, Load(url) as load:
         client = Client(url)
         eventually(lambda: "trips@1" in load.versions)
         registry.set("promote", 2)
@@ -321,7 +321,7 @@ def test_a_version_that_cannot_be_used_changes_nothing_and_is_told(
     bad = [Bundle(str(damaged), second.hash, {}), more, other]
     registry = Registry(tmp_path / "root", first, *bad, second)
     registry.set("register", 1)
-    with served("trips@champion", *registry.words) as url, Load(url, 1) as load:
+    with running_service("trips@champion", *registry.words) as url, Load(url, 1) as load:
         client = Client(url)
         for version, word in ((2, "was changed"), (3, "also needs people"), (4, "its contract is another")):
             registry.set("promote", version)
@@ -341,7 +341,7 @@ def test_a_version_that_cannot_be_used_changes_nothing_and_is_told(
 def test_a_storage_outage_stops_no_answer(first: Bundle, second: Bundle, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "root", first, second)
     registry.set("register", 1)
-    with served("trips@champion", *registry.words) as url, Load(url, 1) as load:
+    with running_service("trips@champion", *registry.words) as url, Load(url, 1) as load:
         client = Client(url)
         eventually(lambda: load.answers)
         (tmp_path / "root").rename(tmp_path / "away")
@@ -361,7 +361,7 @@ def test_what_monitoring_says_is_on_the_page(first: Bundle, tmp_path: Path) -> N
     registry.set("register", 1)
     said = {"at": "2026-03-01T06:00:00", "verdict": "fix the feed", "columns": [{"column": "miles", "score": 1.7}]}
     (tmp_path / "models/demo/trips/monitor.json").write_text("half a")
-    with served("trips@champion", *registry.words, "--drift", "0.05") as url:
+    with running_service("trips@champion", *registry.words, "--drift", "0.05") as url:
         client = Client(url)
         eventually(lambda: client("/ready")[1].get("trouble", {}).get("drift"))
         assert b"fix the feed" not in client("/")[1].lower()
@@ -373,7 +373,7 @@ def test_what_monitoring_says_is_on_the_page(first: Bundle, tmp_path: Path) -> N
 def test_a_canary_keeps_to_its_share_and_its_keys(first: Bundle, second: Bundle, tmp_path: Path) -> None:
     registry = Registry(tmp_path, first, second)
     registry.set("canary", 1, canary=(2, 30))
-    with served("trips@champion", *registry.words) as url:
+    with running_service("trips@champion", *registry.words) as url:
         client = Client(url)
         assert client("/ready")[1]["canary"] == {"version": "trips@2", "percent": 30.0}
 
@@ -391,7 +391,7 @@ def test_the_log_holds_what_was_asked_by_role_and_without_persons(
 ) -> None:
     registry = Registry(tmp_path, first, second)
     registry.set("shadow", 1, shadow=2)
-    with served("trips@champion", *registry.words) as url:
+    with running_service("trips@champion", *registry.words) as url:
         client = Client(url)
         answers = [client.predict({**TRIP, "trip": n, "rider": "Ann"})[1] for n in range(20)]
         table = pa.table({"miles": [1.0, 2.0], "lat": [40.0, 40.0], "lon": [-74.0, -74.0]})
@@ -470,5 +470,5 @@ def test_a_service_that_cannot_start_says_why(first: Bundle, tmp_path: Path) -> 
     (tmp_path / "damaged" / "contract.json").write_bytes(b"{}")
     assert "contract.json" in said(str(tmp_path / "damaged"))
     assert "manifest.json" in said(str(tmp_path / "no"))
-    with served(first.uri) as url:
+    with running_service(first.uri) as url:
         assert "cannot start" in said(first.uri, "--port", url.rpartition(":")[2])

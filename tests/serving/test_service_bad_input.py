@@ -18,9 +18,9 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from slml.registry.bundle import Bundle
 from slml.serving import arrow
-from slml.serving.check import served
+from slml.serving.check import running_service
 from slml.serving.predictor import Predictor
-from slml.serving.service import ARROW, Service, Versions
+from slml.serving.service import ARROW, ServedVersions, Service
 
 from support.services import CONTRACT, TRIP, Client, make, trips
 
@@ -35,13 +35,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def url(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("root")
-    with served(bundle.uri, "--root", str(root), "--body-seconds", str(BODY_SECONDS)) as url:
+    with running_service(bundle.uri, "--root", str(root), "--body-seconds", str(BODY_SECONDS)) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def service(bundle: Bundle) -> Service:
-    return Service(Versions(Predictor(bundle)))
+    return Service(ServedVersions(Predictor(bundle)))
 
 
 DEEP = 50_000
