@@ -14,6 +14,7 @@ import secrets
 import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 
@@ -166,13 +167,18 @@ def list_runs(
     workspace: Workspace,
 ) -> list[Run]:  # oldest first
     "All runs of a workspace. A folder without a readable record is left out."
-    try:
-        records = expand(workspace.uri("runs", "*", "run.json"))
-    except UsageError:
-        return []
+    folders = []
+    for root in _run_roots(workspace):
+        with suppress(UsageError):  # there are none
+            folders += [path.removesuffix("/run.json") for path in expand(f"{root}/*/run.json")]
     with ThreadPoolExecutor(16) as pool:
-        runs = pool.map(_try_read, [path.removesuffix("/run.json") for path in sorted(records)])
+        runs = pool.map(_try_read, sorted(folders, key=lambda folder: folder.rpartition("/")[2]))
     return [run for run in runs if run]
+
+
+def _run_roots(workspace: Workspace) -> list[str]:
+    "Where runs lie, and where earlier versions kept them: under the root, though it is hidden."
+    return list(dict.fromkeys([workspace.uri("runs"), f"{workspace.root}/runs"]))
 
 
 def _try_read(folder: str) -> Run | None:
@@ -187,9 +193,9 @@ def load_run(
     id: str,  # a run's id, or the beginning of one
 ) -> Run:
     "One run. Raises `UsageError` naming the closest one."
-    exact = _try_read(workspace.uri("runs", id)) if id else None
-    if exact:
-        return exact
+    for root in _run_roots(workspace) if id else ():
+        if exact := _try_read(f"{root}/{id}"):
+            return exact
     runs = list_runs(workspace)
     matches = [run for run in runs if id and run.id.startswith(id)]
     if len(matches) == 1:
