@@ -116,7 +116,10 @@ class Workspace(Settings):
         self,
         *parts: str,  # names under the root: "runs", run_id
     ) -> str:  # a path, or a URI where the root is one
-        "A place under the root."
+        "Where something lies: under the root, and runs beside a hidden one, where JupyterLab can open them."
+        root = Path(self.root)
+        if parts[:1] == ("runs",) and "://" not in self.root and root.name.startswith("."):
+            return "/".join([str(root.parent), *parts])
         return "/".join([self.root, *parts])
 
     @contextmanager

@@ -213,11 +213,13 @@ def apply_removal(
     from slml.tables.catalog import Catalog
 
     catalog = Catalog(workspace)
-    stays = follow_dependencies(start or registered_dependencies(workspace), list_runs(workspace), catalog, workspace)
+    runs = list_runs(workspace)
+    folders = {run.id: run.folder for run in runs}
+    stays = follow_dependencies(start or registered_dependencies(workspace), runs, catalog, workspace)
     going = [item for item in removal.items if item.name not in stays.runs | stays.snapshots]
     for item in going:
         if item.kind != "snapshot":
-            remove(item.name if item.kind == "log" else workspace.uri("runs", item.name))
+            remove(item.name if item.kind == "log" else folders[item.name])
     for name in dict.fromkeys(item.name.partition("@")[0] for item in going if item.kind == "snapshot"):
         table, mine = catalog.table(name), {item.name for item in going}
         table.expire(1, [s.id for s in table.history() if s.ref not in mine])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # a container unpacks with this module before it loads anythi
     from slml.workspace import Workspace
 
 # %% ../../nbs/runs/archive.ipynb #ef197cc1
-IGNORED_ALWAYS = (".*", "__pycache__/", "*.py[co]", "*.egg-info/", "node_modules/")
+IGNORED_ALWAYS = (".*", "/runs/", "__pycache__/", "*.py[co]", "*.egg-info/", "node_modules/")
 
 
 def ignore_rules(
