@@ -36,12 +36,12 @@ EXTRAS = {"s3": "aws", "gs": "gcp", "gcs": "gcp", "abfs": "azure", "abfss": "azu
 def filesystem(
     uri: str,  # a path or URI
 ) -> tuple[fsspec.AbstractFileSystem, str]:  # and the path in it
-    "What reaches a place, always with a fresh look. Raises `UsageError` for a kind of place that is not installed."
+    "The file system of a path or URI, without a cached listing. Raises `UsageError` for one that is not installed."
     scheme = uri.partition("://")[0] if "://" in uri else "file"
     try:
         return url_to_fs(uri, use_listings_cache=False, **OPTIONS.get(scheme, {}))
     except (ImportError, ValueError) as error:
-        todo = f"pip install 'slml[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "check how the place begins."
+        todo = f"pip install 'slml[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "check the scheme of the URI."
         raise UsageError(f"{uri} cannot be reached.", came=str(error), todo=todo) from error
 
 # %% ../nbs/storage.ipynb #6e6598f7
@@ -67,7 +67,7 @@ def is_storage_error(
 def read_errors(
     uri: str,  # for the message
 ) -> Iterator[None]:
-    "Trouble with a place, as `StorageError`."
+    "Errors of the storage, as `StorageError`."
     try:
         yield
     except Exception as error:
@@ -151,7 +151,7 @@ def open_atomic(
         if not is_storage_error(error):
             raise
         full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
-        todo = "free some space and start again." if full else "check the place and its rights."
+        todo = "free some space and start again." if full else "check the path and its rights."
         reason = getattr(error, "strerror", "") or str(error)
         raise StorageError(f"{uri} cannot be written.", came=reason, todo=f"Nothing was changed: {todo}") from error
 

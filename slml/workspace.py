@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SLML_", frozen=True, extra="forbid", validate_default=True)
 
     root: str = Field(
-        default_factory=lambda: str(project_folder() / ".slml"), description="place of all that slml writes"
+        default_factory=lambda: str(project_folder() / ".slml"), description="folder or URI of all that slml writes"
     )
     project: str = Field(default_factory=lambda: project_folder().name, description="the namespace of the tables")
     user: str = Field(default_factory=getpass.getuser, description="who works here")
@@ -116,7 +116,7 @@ class Workspace(Settings):
         self,
         *parts: str,  # names under the root: "runs", run_id
     ) -> str:  # a path, or a URI where the root is one
-        "Where something lies: under the root, and runs beside a hidden one, where JupyterLab can open them."
+        "A path or URI under the root; that of runs beside a hidden root, where JupyterLab can open them."
         root = Path(self.root)
         if parts[:1] == ("runs",) and "://" not in self.root and root.name.startswith("."):
             return "/".join([str(root.parent), *parts])

@@ -28,10 +28,10 @@ from slml.tables.commits import (
     arrow_schema,
     data_files,
     expire_snapshots,
+    list_table_names,
     restore_snapshot,
     retry_commit,
     table_errors,
-    table_names,
     write_rows,
 )
 from ..workspace import Workspace
@@ -218,7 +218,7 @@ class Catalog:
 
     def tables(self) -> list[str]:
         "The names of all tables, sorted."
-        return table_names(self._catalog, self.namespace)
+        return list_table_names(self._catalog, self.namespace)
 
     def snapshot(
         self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'RACES', 'BUSY', 'T', 'PREFIX', 'TABLE_PROPERTIES', 'UNREFERENCED', 'MODIFIED', 'table_errors',
-           'TableAddress', 'table_names', 'data_files', 'all_files', 'arrow_schema', 'retry_commit', 'write_rows',
+           'TableAddress', 'list_table_names', 'data_files', 'all_files', 'arrow_schema', 'retry_commit', 'write_rows',
            'expire_snapshots', 'restore_snapshot']
 
 # %% ../../nbs/tables/commits.ipynb #06237e8c
@@ -46,7 +46,7 @@ from .storable import check_fits, convert, storable_schema
 def table_errors(
     table: str,  # its name, for the message
 ) -> Iterator[None]:
-    "Trouble with the catalog or with the records of a table, as `TableError`."
+    "Errors of the catalog or of a table's metadata files, as `TableError`."
     try:
         yield
     except DatabaseError as error:
@@ -98,7 +98,7 @@ class TableAddress:
         "The table as it is now. Raises `TableError` that names the closest one."
         if table := self.find():
             return table
-        names = table_names(self.catalog, self.namespace)
+        names = list_table_names(self.catalog, self.namespace)
         raise TableError(
             f"There is no table '{self.name}'.",
             expected="a table of this workspace",
@@ -107,7 +107,7 @@ class TableAddress:
         )
 
 
-def table_names(
+def list_table_names(
     catalog: IcebergCatalog,
     namespace: str,  # the project
 ) -> list[str]:
@@ -282,7 +282,7 @@ def expire_snapshots(
     keep: int,  # how many of the latest versions, 1 at least
     but: Collection[int] = (),  # ids of versions that stay, however old
 ) -> list[int]:  # the ids of those taken off the list
-    "Let all but the latest versions go, the current one excepted, and the files that only they needed."
+    "Remove all versions but the latest and the current one, and the files that only they needed."
     loaded = address.load()
     latest = sorted(loaded.snapshots(), key=lambda s: s.sequence_number or 0, reverse=True)
     stays = {loaded.metadata.current_snapshot_id, *but}

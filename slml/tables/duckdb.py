@@ -37,14 +37,11 @@ from .rowhash import ROW_HASH, row_hash
 from ..workspace import Workspace
 
 # %% ../../nbs/tables/duckdb.ipynb #2cb29ad6
-def _quoted_path(path: str) -> str:
-    "A path as DuckDB takes it: a quoted string in which nothing is a pattern."
-    return "'" + re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''") + "'"
-
-
 def _read_parquet(files: Iterable[str]) -> str:
-    "The rows of these files, in this order, as SQL."
-    return f"read_parquet([{', '.join(map(_quoted_path, files))}], hive_partitioning = false)"
+    "The rows of these files, in this order, as SQL; no letter of a path is a pattern."
+    paths = [re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''") for path in files]
+    quoted = ", ".join(f"'{path}'" for path in paths)
+    return f"read_parquet([{quoted}], hive_partitioning = false)"
 
 # %% ../../nbs/tables/duckdb.ipynb #bf06ebd5
 def _view_name(source: Snapshot | Sequence[str]) -> str:
@@ -105,7 +102,7 @@ def _translate_error(
     files: Iterable[str],  # that the engine may have been reading
     tables: Sequence[str] = (),  # the names that the query could use
 ) -> SlmlError:
-    "An error of the engine in slml's words."
+    "An error of DuckDB or Ibis as one of slml."
     first = str(error).strip().splitlines()[0]
     kind, _, _ = first.partition(" Error: ")  # its type is no help: in a stream, Arrow makes all of them OSErrors
     if kind in QUERY_ERRORS or isinstance(error, IbisError | SqlglotError):
@@ -272,7 +269,7 @@ class DuckDBEngine:
 
     @contextmanager
     def _query_errors(self, tables: Sequence[str] = ()) -> Iterator[None]:
-        "Errors of the engine in slml's words."
+        "Errors of DuckDB and Ibis, as `SlmlError`."
         try:
             yield
         except (duckdb.Error, IbisError, SqlglotError, OSError) as error:

@@ -128,8 +128,8 @@ class DataFiles:
 
     def __init__(
         self,
-        metadata: TableMetadata,  # of the table: its columns with their ids, its place
-        io: FileIO,  # reaches that place
+        metadata: TableMetadata,  # of the table: its columns with their ids, its location
+        io: FileIO,  # reads and writes there
     ):
         self.metadata, self.io, self.id = metadata, io, uuid.uuid4().hex
         self.schema = schema_to_pyarrow(metadata.schema(), include_field_ids=True)

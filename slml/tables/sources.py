@@ -86,7 +86,7 @@ def archive_members(
 @contextmanager
 def decompressed_stream(
     file: File,
-    advance: Callable[[int], object] = lambda n: None,  # told the bytes read from the disk
+    advance: Callable[[int], object] = lambda n: None,  # called with the bytes read from the disk
 ) -> Iterator[IO[bytes]]:
     "The bytes of a file, unpacked. Raises `IngestError` for a damaged one."
     with file_errors(file.name), open_file(file.uri) as raw:
@@ -205,7 +205,7 @@ class TextFile:
     def chunks(
         self,
         columns: Sequence[str],  # those that are wanted, in this order
-        advance: Callable[[int], object] = lambda n: None,  # told the bytes read
+        advance: Callable[[int], object] = lambda n: None,  # called with the bytes read
     ) -> Iterator[Chunk]:
         "The rows of the file. Raises `IngestError` for damage."
         with decompressed_stream(self.file, advance) as stream:
@@ -292,7 +292,7 @@ class JsonFile:
     def chunks(
         self,
         columns: Sequence[str],  # those that are wanted, in this order
-        advance: Callable[[int], object] = lambda n: None,  # told the bytes read
+        advance: Callable[[int], object] = lambda n: None,  # called with the bytes read
     ) -> Iterator[Chunk]:
         "The rows of the file. Raises `IngestError` for damage."
         with duckdb.connect() as connection:
@@ -363,7 +363,7 @@ class ParquetFile:
     def chunks(
         self,
         columns: Sequence[str],  # those that are wanted, in this order
-        advance: Callable[[int], object] = lambda n: None,  # told the bytes read
+        advance: Callable[[int], object] = lambda n: None,  # called with the bytes read
     ) -> Iterator[Chunk]:
         "The rows of the file. Raises `IngestError` for damage."
         row = 1

@@ -273,7 +273,8 @@ def find_type(
             f"looks like a number, but '{finder.identifier}' would change as one; kept as text. "
             f"Declare it {fits[0]} if it is a number."
         )
-    if set(DAY_ORDERS) <= set(fits) or (set(DAY_ORDERS) <= finder.alive.keys() and not fits and _mixed(finder)):
+    mixed = all(finder.alive[order].count > finder.neither for order in DAY_ORDERS if order in finder.alive)
+    if set(DAY_ORDERS) <= set(fits) or (set(DAY_ORDERS) <= finder.alive.keys() and not fits and mixed):
         return ColumnType(), _ambiguity_note(finder)
     if not fits:
         return ColumnType(), _near_miss_note(finder)
@@ -293,11 +294,6 @@ def _describe_type(finder: TypeFinder, candidate: str) -> tuple[ColumnType, str]
     return ColumnType(name, formats), " ".join(notes)
 
 # %% ../../nbs/tables/types.ipynb #d6d8c661
-def _mixed(finder: TypeFinder) -> bool:
-    "Whether some values fit only day first and others only month first."
-    return all(finder.alive[order].count > finder.neither for order in DAY_ORDERS)
-
-
 def _ambiguity_note(finder: TypeFinder) -> str:
     "The note of a date column that fits both orders, or neither throughout."
     day, month = (finder.alive[order] for order in DAY_ORDERS)

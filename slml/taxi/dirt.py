@@ -65,7 +65,7 @@ NATURAL = {
 
 # %% ../../nbs/taxi/dirt.ipynb #64e2b8f4
 def all_rows(trips: Trips) -> np.ndarray:  # (n,) bool
-    "Every row can be hit."
+    "Every row can have the defect."
     return np.ones(len(trips), dtype=bool)
 
 
@@ -100,50 +100,50 @@ class AffectedRows:
         return [values[i] for i in self.rng.integers(0, len(values), self.rows.num_rows)]
 
 # %% ../../nbs/taxi/dirt.ipynb #d4fc4131
-def null_text(victims: AffectedRows, column: str) -> list[str]:
+def null_text(affected: AffectedRows, column: str) -> list[str]:
     "The word that a database prints."
-    return victims.one_of(["NULL", "null"] if column == "FAREAMOUNT" else ["NULL"])
+    return affected.one_of(["NULL", "null"] if column == "FAREAMOUNT" else ["NULL"])
 
 
-def empty_field(victims: AffectedRows, column: str) -> list[str]:
+def empty_field(affected: AffectedRows, column: str) -> list[str]:
     "An empty field."
-    return victims.one_of([""])
+    return affected.one_of([""])
 
 # %% ../../nbs/taxi/dirt.ipynb #9db5fe83
-def negative_amount(victims: AffectedRows, column: str) -> list[str]:
+def negative_amount(affected: AffectedRows, column: str) -> list[str]:
     "The amount with a minus, as a refund is booked."
-    return [f"-{text}" for text in victims.texts(column)]
+    return [f"-{text}" for text in affected.texts(column)]
 
 
-def absurd_amount(victims: AffectedRows, column: str) -> list[str]:
+def absurd_amount(affected: AffectedRows, column: str) -> list[str]:
     "A fare that no trip in the region costs, or one below the drop of the meter."
-    return victims.one_of(["999.99", "4525.00", "30001.37", "99999.99", "0.01", "1.00", "3.24"])
+    return affected.one_of(["999.99", "4525.00", "30001.37", "99999.99", "0.01", "1.00", "3.24"])
 
 
-def text_in_number(victims: AffectedRows, column: str) -> list[str]:
+def text_in_number(affected: AffectedRows, column: str) -> list[str]:
     "Text among numbers."
-    spoilers = victims.one_of(["${}", "{} mi", "abc", "{},00", "1.2.{}", "twelve"])
-    return [spoiler.format(text) for spoiler, text in zip(spoilers, victims.texts(column), strict=True)]
+    spoilers = affected.one_of(["${}", "{} mi", "abc", "{},00", "1.2.{}", "twelve"])
+    return [spoiler.format(text) for spoiler, text in zip(spoilers, affected.texts(column), strict=True)]
 
 
-def zero_miles(victims: AffectedRows, column: str) -> list[str]:
+def zero_miles(affected: AffectedRows, column: str) -> list[str]:
     "No distance, although the cab went from one block to another."
-    return victims.one_of(["0.00000"])
+    return affected.one_of(["0.00000"])
 
 
-def duration_in_minutes(victims: AffectedRows, column: str) -> list[str]:
+def duration_in_minutes(affected: AffectedRows, column: str) -> list[str]:
     "The duration in minutes where seconds are meant."
-    return [f"{seconds / 60:.1f}" for seconds in victims.numbers(column)]
+    return [f"{seconds / 60:.1f}" for seconds in affected.numbers(column)]
 
 # %% ../../nbs/taxi/dirt.ipynb #2ded9aea
-def swapped_origin(victims: AffectedRows, column: str) -> list[str]:
+def swapped_origin(affected: AffectedRows, column: str) -> list[str]:
     "Latitude as longitude, and the other way round."
-    return victims.texts(ORIGIN_POINT[1 - ORIGIN_POINT.index(column)])
+    return affected.texts(ORIGIN_POINT[1 - ORIGIN_POINT.index(column)])
 
 # %% ../../nbs/taxi/dirt.ipynb #c0e403a8
-def day_first(victims: AffectedRows, column: str) -> list[str]:
+def day_first(affected: AffectedRows, column: str) -> list[str]:
     "The time with the day before the month."
-    return [f"{text[3:5]}/{text[:2]}{text[5:]}" for text in victims.texts(column)]
+    return [f"{text[3:5]}/{text[:2]}{text[5:]}" for text in affected.texts(column)]
 
 
 def day_of(trips: Trips) -> np.ndarray:
@@ -154,22 +154,22 @@ def day_of(trips: Trips) -> np.ndarray:
 TIMES = ("ORIGINDATETIME_TR", "DESTINATIONDATETIME_TR")
 
 # %% ../../nbs/taxi/dirt.ipynb #eace3f6e
-def wrong_total(victims: AffectedRows, column: str) -> list[str]:
+def wrong_total(affected: AffectedRows, column: str) -> list[str]:
     "A total that is not the sum of its parts."
-    extra = victims.rng.integers(1, 20, victims.rows.num_rows) / 2
-    return [f"{total + added:.2f}" for total, added in zip(victims.numbers(column), extra, strict=True)]
+    extra = affected.rng.integers(1, 20, affected.rows.num_rows) / 2
+    return [f"{total + added:.2f}" for total, added in zip(affected.numbers(column), extra, strict=True)]
 
 
-def arrived_before(victims: AffectedRows, column: str) -> list[str]:
+def arrived_before(affected: AffectedRows, column: str) -> list[str]:
     "The drop-off some hours before the pick-up."
-    started = [datetime.strptime(text, TIME_FORMAT) for text in victims.texts("ORIGINDATETIME_TR")]
-    hours = victims.rng.integers(1, 24, len(started)).tolist()
+    started = [datetime.strptime(text, TIME_FORMAT) for text in affected.texts("ORIGINDATETIME_TR")]
+    hours = affected.rng.integers(1, 24, len(started)).tolist()
     return [(start - timedelta(hours=early)).strftime(TIME_FORMAT) for start, early in zip(started, hours, strict=True)]
 
 
-def long_state(victims: AffectedRows, column: str) -> list[str]:
+def long_state(affected: AffectedRows, column: str) -> list[str]:
     "The state in another spelling."
-    return victims.one_of(["District of Columbia", "D.C.", "dc", "Wash. DC"])
+    return affected.one_of(["District of Columbia", "D.C.", "dc", "Wash. DC"])
 
 # %% ../../nbs/taxi/dirt.ipynb #bc52886b
 MONEY_AND_WAY = ("FAREAMOUNT", "MILEAGE", "DURATION")

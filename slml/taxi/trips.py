@@ -69,7 +69,7 @@ BLOCKS_PER_AREA = 160
 
 @lru_cache(maxsize=1)
 def blocks() -> pa.Table:
-    "Every block of the made-up city: place (its index), latitude, longitude, name."
+    "Every block of the made-up city: area (its index), latitude, longitude, name."
     rng = np.random.default_rng(1790)
     rows = []
     for number, area in enumerate(AREAS):
@@ -77,7 +77,7 @@ def blocks() -> pa.Table:
         latitudes = np.round(rng.normal(area.latitude, area.spread, count), 6)
         longitudes = np.round(rng.normal(area.longitude, area.spread * 1.2, count), 6)
         rows += [
-            {"place": number, "latitude": a, "longitude": b, "name": block_name(area, index)}
+            {"area": number, "latitude": a, "longitude": b, "name": block_name(area, index)}
             for index, (a, b) in enumerate(zip(latitudes, longitudes, strict=True))
         ]
     return pa.Table.from_pylist(rows)
@@ -94,8 +94,8 @@ def block_name(area: Area, index: int) -> str:
 
 # %% ../../nbs/taxi/trips.ipynb #915386f7
 def block_values(field: str) -> np.ndarray:  # (blocks,)
-    "A field of the place that each block belongs to."
-    return np.array([getattr(area, field) for area in AREAS])[blocks()["place"].to_numpy()]
+    "A field of the area that each block belongs to."
+    return np.array([getattr(area, field) for area in AREAS])[blocks()["area"].to_numpy()]
 
 # %% ../../nbs/taxi/trips.ipynb #2adde7d0
 def straight_miles(
@@ -158,7 +158,7 @@ def choose_blocks(
 ) -> np.ndarray:  # (n,), index into blocks()
     "A block for each trip, by the weights of its hour."
     chosen = np.empty(len(by_night), dtype=np.int64)
-    owner = blocks()["place"].to_numpy()
+    owner = blocks()["area"].to_numpy()
     for night, field in ((False, "day"), (True, "night")):
         weight = block_values(field) / np.bincount(owner)[owner]
         in_hours = by_night == night
