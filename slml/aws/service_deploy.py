@@ -225,7 +225,7 @@ def plan_deploy(
     key: str | None = None,  # what callers have to show; "": they sign with AWS credentials; None: as it is
 ) -> Step:
     "What deploying a version would change. Raises `RegistryError`, `CloudError`, `UsageError`, `SettingsError`."
-    from slml.registry.versions import find as look_up
+    from slml.registry.versions import find_version as look_up
 
     chosen, account = numbers(given or {}), home(workspace)
     version = look_up(ref, workspace)

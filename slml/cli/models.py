@@ -56,7 +56,7 @@ def models_command(
     from slml.registry import versions as registry
 
     workspace = open_workspace(on)
-    registered = registry.versions(name, workspace) if name else registry.models(workspace)
+    registered = registry.list_versions(name, workspace) if name else registry.project_versions(workspace)
     life_by_version = version_records({version.name for version in registered}, workspace)
     life_of_each = [life_by_version.get(version.ref, VersionRecord()) for version in registered]
     names = ["version", "aliases", "data", "age", "test error", "live error", "drift", "cost", "state"]
@@ -86,9 +86,9 @@ def promote_command(
     """Make a version the champion. Services follow within seconds.
 
     Example: `slml promote taxi@challenger --why "a week in the shadow"`"""
-    from slml.registry.versions import promote
+    from slml.registry.versions import promote_version
 
-    version = promote(ref, open_workspace(on), why)
+    version = promote_version(ref, open_workspace(on), why)
     show(facts(champion_facts(version)), asdict(version), as_json)
 
 
@@ -102,7 +102,7 @@ def rollback_command(
     """Make the previous champion the champion again.
 
     Example: `slml rollback taxi --why "fares at the airport are too low"`"""
-    from slml.registry.versions import rollback
+    from slml.registry.versions import roll_back_champion
 
-    version = rollback(name, open_workspace(on), why)
+    version = roll_back_champion(name, open_workspace(on), why)
     show(facts(champion_facts(version)), asdict(version), as_json)

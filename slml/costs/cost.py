@@ -188,11 +188,11 @@ def names_of(
 def version_runs(workspace: Workspace) -> dict[str, set[str]]:
     "The runs behind each registered version of the project's models. Raises `RegistryError` and `StorageError`."
     from slml.registry.tracking import open_tracking  # loads what no cost but this one needs
-    from slml.registry.versions import versions
+    from slml.registry.versions import list_versions
 
     start = f"{workspace.project}."
     models = [model.name for model in open_tracking(workspace).search_registered_models()]
-    known = [v for m in models if m.startswith(start) for v in versions(m.removeprefix(start), workspace)]
+    known = [v for m in models if m.startswith(start) for v in list_versions(m.removeprefix(start), workspace)]
     return {v.ref: set(json.loads(read_text(f"{v.uri}/lineage.json"))["runs"].values()) for v in known}
 
 # %% ../../nbs/costs/cost.ipynb #67c5a32f

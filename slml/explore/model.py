@@ -25,7 +25,7 @@ from ..models.model import Model
 from ..quality.audit import audit
 from ..registry.bundle import Bundle, Lineage
 from ..registry.export import export, predict_torch, profile_of
-from ..registry.gate import MARGIN, Audited
+from ..registry.gate import MARGIN, AuditSummary
 from ..registry.versions import Version, register
 from ..runs.run import Run
 from ..sampling.sample import sample
@@ -74,7 +74,7 @@ def audited_rows(
     contract: Contract,
     catalog: Catalog,
     engine: Engine,
-) -> Audited:
+) -> AuditSummary:
     "What the audit of cleaned rows came to. Raises `RegistryError` for rows that no cleaning wrote."
     if not {"source", "quarantine"} <= snapshot.properties.keys():
         raise RegistryError(
@@ -86,7 +86,7 @@ def audited_rows(
     raw, out = (catalog.snapshot(snapshot.properties[name]) for name in ("source", "quarantine"))
     findings = audit(snapshot, contract, engine).findings
     broken = {finding.name: finding.count for finding in findings if finding.count}
-    return Audited(snapshot.ref, raw.rows, snapshot.rows, out.rows, broken)
+    return AuditSummary(snapshot.ref, raw.rows, snapshot.rows, out.rows, broken)
 
 # %% ../../nbs/explore/model.ipynb #eac603ac
 PROFILE_ROWS = 1_000_000  # of the training part, for the profile that drift is measured against

@@ -166,9 +166,9 @@ def find_pointer(
     champion = state.aliases.get("champion")
     beside = [p for p in (*state.aliases.values(), state.canary, state.shadow) if p and p.version == version]
     if version and not beside:
-        from slml.registry.versions import find
+        from slml.registry.versions import find_version
 
-        found = find(f"{model}@{version}", workspace)
+        found = find_version(f"{model}@{version}", workspace)
         return Pointer(found.number, found.uri, found.hash)
     if not version and champion is None:
         raise RegistryError(

@@ -34,7 +34,7 @@ from slml.operations.decisions import (
     record_decision,
 )
 from ..pipelines.pipeline import load_pipeline, run_pipeline
-from ..registry.aliases import State, changes, read_state
+from ..registry.aliases import State, read_changes, read_state
 from ..registry.bundle import Bundle
 from ..runners.open import run_job
 from ..runs.job import job
@@ -112,7 +112,7 @@ class LoopContext:
     @property
     def serving_since(self) -> datetime:
         "Since when it does."
-        history = changes(self.workspace.root, self.workspace.project, self.model)
+        history = read_changes(self.workspace.root, self.workspace.project, self.model)
         holders = [state.aliases[CHAMPION].version if CHAMPION in state.aliases else 0 for state in history]
         first = max((n + 1 for n, version in enumerate(holders) if version != holders[-1]), default=0)
         return _time(history[first].at)
@@ -262,7 +262,7 @@ def evaluate_challenger(context: LoopContext, last: Decision) -> Decision | None
     "Promote a challenger that is better, give up one that is not."
     now = context.state
     if now.aliases[CHAMPION].version == last.version:  # by a person, or by a step that was killed
-        history = changes(context.workspace.root, context.workspace.project, context.model)
+        history = read_changes(context.workspace.root, context.workspace.project, context.model)
         came = next(c for c in reversed(history) if c.action in ("promote", "register", "rollback"))
         return _promote_challenger(context, last, came.why or f"{came.who} decided", {})
     if now.shadow is None or now.shadow.version != last.version:
@@ -292,10 +292,10 @@ def _act_on_outcome(context: LoopContext, last: Decision, found: Comparison, sai
 # %% ../../nbs/operations/loop.ipynb #da25390a
 def _promote_challenger(context: LoopContext, last: Decision, why: str, facts: dict) -> Decision:
     "The challenger serves, and the one before it looks over its shoulder."
-    from slml.registry.versions import promote
+    from slml.registry.versions import promote_version
 
     if context.champion != last.version:
-        promote(f"{context.model}@{last.version}", context.workspace, why)
+        promote_version(f"{context.model}@{last.version}", context.workspace, why)
     _start_shadow(context, last.before, "to see whether the promotion was right")
     title = f"{context.model}@{last.version} serves in the place of {context.model}@{last.before}: {why}"
     return last.next("promote", title, context.now, phase=PROVING, facts=facts)
@@ -303,7 +303,7 @@ def _promote_challenger(context: LoopContext, last: Decision, why: str, facts: d
 # %% ../../nbs/operations/loop.ipynb #404d0bc6
 def confirm_promotion(context: LoopContext, last: Decision) -> Decision | None:
     "Take a promotion back that has made things worse; let it be where it has not."
-    from slml.registry.versions import rollback
+    from slml.registry.versions import roll_back_champion
 
     if context.champion != last.version:
         _end_shadow(context, last.before, "the promotion was taken back")
@@ -315,7 +315,7 @@ def confirm_promotion(context: LoopContext, last: Decision) -> Decision | None:
     said = comparison_outcome(found, context.policy.prove, 0.0, late)
     if said == BETTER:
         why = f"{context.model}@{last.before} was better: {found}"
-        rollback(context.model, context.workspace, why)
+        roll_back_champion(context.model, context.workspace, why)
         return _back_to_watching(context, last, "rollback", why, found.to_dict())
     if said == NOT_BETTER:
         _end_shadow(context, last.before, "the promotion was right")

@@ -57,10 +57,10 @@ def registered_dependencies(
     workspace: Workspace,
 ) -> Dependencies:  # the names in the bundles themselves
     "What the registered versions name. Raises `RegistryError`, `StorageError` where a lineage cannot be read."
-    from slml.registry.versions import models
+    from slml.registry.versions import project_versions
 
     runs, snapshots = set(), set()
-    for version in models(workspace):
+    for version in project_versions(workspace):
         known = msgspec.json.decode(read_text(f"{version.uri}/lineage.json"), type=Lineage)
         runs |= {*known.runs.values()} | referenced_runs([version.uri], workspace)
         snapshots |= set(known.snapshots.values())

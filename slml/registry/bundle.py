@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['T', 'BATCH', 'LIBRARIES', 'TOLERANCE', 'FILES', 'PAGE', 'MANIFEST', 'FORMAT', 'MLMODEL', 'PREDICTION', 'open_session',
-           'run_session', 'library_versions', 'code_version', 'Lineage', 'differences', 'agree', 'sha256', 'as_json',
-           'manifest', 'read_files', 'Bundle', 'write']
+           'run_session', 'library_versions', 'code_version', 'Lineage', 'differences', 'agree', 'sha256',
+           'canonical_json', 'file_manifest', 'read_files', 'Bundle', 'write_bundle']
 
 # %% ../../nbs/registry/bundle.ipynb #b16f2e42
 import functools
@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from os.path import abspath
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,6 +25,7 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
+from ..display import facts_table
 from ..errors import ContractError, RegistryError, StorageError
 from ..storage import filesystem, is_storage_error, open_atomic, package_hash
 
@@ -94,10 +94,10 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     code: str = msgspec.field(default_factory=code_version)
     libraries: dict[str, str] = msgspec.field(default_factory=library_versions)
 
-    def missing(self) -> list[str]:
+    def missing_facts(self) -> list[str]:
         "What somebody who wants to make the model again would have to guess."
-        named = {"snapshots": self.snapshots, "runs": self.runs, "code": self.code, "libraries": self.libraries}
-        absent = [name for name, value in named.items() if not value or not all(value)]
+        facts = {"snapshots": self.snapshots, "runs": self.runs, "code": self.code, "libraries": self.libraries}
+        absent = [name for name, value in facts.items() if not value or not all(value)]
         vague = [
             f"the id of the snapshot '{ref}'" for ref in self.snapshots.values() if not ref.rpartition("@")[2].isdigit()
         ]
@@ -162,16 +162,16 @@ def sha256(data: bytes) -> str:  # 64 hexadecimal digits
     return hashlib.sha256(data).hexdigest()
 
 # %% ../../nbs/registry/bundle.ipynb #0e924af8
-def as_json(value: object) -> bytes:
+def canonical_json(value: object) -> bytes:
     "JSON that is the same for the same value: keys in order, and indented for a reader."
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 # %% ../../nbs/registry/bundle.ipynb #52f6bc87
-def manifest(
+def file_manifest(
     files: Mapping[str, bytes],  # name -> content
 ) -> bytes:  # JSON
     "The list of the files and the hash of each."
-    return as_json({"format": FORMAT, "files": {name: sha256(data) for name, data in files.items()}})
+    return canonical_json({"format": FORMAT, "files": {name: sha256(data) for name, data in files.items()}})
 
 # %% ../../nbs/registry/bundle.ipynb #ab513e47
 MLMODEL = f"""flavors:
@@ -189,7 +189,7 @@ def _load_pyfunc(path: str) -> "Bundle":
 PREDICTION = "prediction (torch)"  # the one column of parity.parquet that is not raw
 
 # %% ../../nbs/registry/bundle.ipynb #55cce4a3
-def _read(uri: str, name: str) -> bytes:
+def _read_bundle_file(uri: str, name: str) -> bytes:
     "One file of a bundle. Raises `RegistryError` where it is not there."
     fs, path = filesystem(uri)
     try:
@@ -209,34 +209,34 @@ def read_files(
     uri: str,  # the folder, a path or URI
 ) -> dict[str, bytes]:  # name -> content, without the manifest
     "The verified files of a bundle. Raises `RegistryError` naming the one that is missing or was changed."
-    listed = _listed(uri, _read(uri, MANIFEST))
-    files = {name: _read(uri, name) for name in listed}
+    hashes = _parse_manifest(uri, _read_bundle_file(uri, MANIFEST))
+    files = {name: _read_bundle_file(uri, name) for name in hashes}
     for name, data in files.items():
-        if sha256(data) != listed[name]:
+        if sha256(data) != hashes[name]:
             raise RegistryError(
                 f"{name} of the bundle {uri} was changed after the bundle was written.",
-                expected=f"SHA-256 {listed[name][:12]}…, as {MANIFEST} says",
+                expected=f"SHA-256 {hashes[name][:12]}…, as {MANIFEST} says",
                 came=f"{sha256(data)[:12]}…",
                 todo="take the bundle from its origin again, or export the model again.",
             )
     return files
 
 # %% ../../nbs/registry/bundle.ipynb #8c15b007
-def _listed(uri: str, text: bytes) -> dict[str, str]:  # file name -> SHA-256
+def _parse_manifest(uri: str, text: bytes) -> dict[str, str]:  # file name -> SHA-256
     "What a manifest says. Raises `RegistryError` where it is damaged or of another format."
     try:
-        found = json.loads(text)
-        listed, version = dict(found["files"]), found["format"]
+        content = json.loads(text)
+        hashes, version = dict(content["files"]), content["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise RegistryError(f"{MANIFEST} of the bundle {uri} is damaged.", todo="export the model again.") from error
-    if version != FORMAT or not set(FILES) <= set(listed):
+    if version != FORMAT or not set(FILES) <= set(hashes):
         raise RegistryError(
             f"The bundle {uri} has another format.",
             expected=f"format {FORMAT} with {', '.join(FILES)}",
-            came=f"format {version} with {', '.join(listed)}",
+            came=f"format {version} with {', '.join(hashes)}",
             todo="export the model again, or read the bundle with the version of slml that wrote it.",
         )
-    return listed
+    return hashes
 
 # %% ../../nbs/registry/bundle.ipynb #db5a1d0e
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class Bundle:
         "Read and verify a bundle. Raises `RegistryError` naming the file that is missing or was changed."
         uri = uri if "://" in uri else abspath(uri)  # it must mean the same folder to a process started elsewhere
         files = read_files(uri)
-        return cls(uri, sha256(manifest(files)), files)
+        return cls(uri, sha256(file_manifest(files)), files)
 
     def predict(
         self,
@@ -273,7 +273,7 @@ class Bundle:
         tolerance: float = TOLERANCE,  # relative
     ) -> float:  # the largest relative difference
         "Predict the parity sample here and now. Raises `RegistryError` where that is not what torch had predicted."
-        return agree(self.rows, self.expected, self.predict(self.rows), tolerance)
+        return agree(self.rows, self.expected_predictions, self.predict(self.rows), tolerance)
 
     @cached_property
     def session(self) -> ort.InferenceSession:
@@ -318,7 +318,7 @@ class Bundle:
         return self.parity.drop_columns([PREDICTION])
 
     @property
-    def expected(self) -> np.ndarray:  # (n,) or (n, classes), float32: what torch predicted for these rows
+    def expected_predictions(self) -> np.ndarray:  # (n,) or (n, classes), float32: what torch predicted for these rows
         return np.array(self.parity[PREDICTION].to_pylist(), np.float32)
 
     @cached_property
@@ -332,7 +332,15 @@ class Bundle:
         return _part(self, PAGE, json.loads) if PAGE in self.files else {}
 
     def _repr_html_(self) -> str:
-        return _page(self)
+        facts = {
+            "bundle": self.hash[:12],
+            "predicts": f"{self.contract.target} ({self.contract.task})",
+            "from": ", ".join(i.column for i in self.encoder.inputs),
+            "parity": f"{self.parity.num_rows} rows",
+            **{f"snapshot: {use}": ref for use, ref in self.lineage.snapshots.items()},
+            "code": self.lineage.code,
+        }
+        return facts_table(facts)
 
 # %% ../../nbs/registry/bundle.ipynb #75843e1b
 def _part(bundle: Bundle, name: str, read: Callable[[bytes], T]) -> T:
@@ -346,32 +354,18 @@ def _part(bundle: Bundle, name: str, read: Callable[[bytes], T]) -> T:
             todo="read it with the version of slml that lineage.json names.",
         ) from error
 
-# %% ../../nbs/registry/bundle.ipynb #9b7dbcff
-def _page(bundle: Bundle) -> str:
-    "A bundle as a small table."
-    facts = {
-        "bundle": bundle.hash[:12],
-        "predicts": f"{bundle.contract.target} ({bundle.contract.task})",
-        "from": ", ".join(i.column for i in bundle.encoder.inputs),
-        "parity": f"{bundle.parity.num_rows} rows",
-        **{f"snapshot: {use}": ref for use, ref in bundle.lineage.snapshots.items()},
-        "code": bundle.lineage.code,
-    }
-    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
-    return f"<table>{cells}</table>"
-
 # %% ../../nbs/registry/bundle.ipynb #939b6b28
-def write(
+def write_bundle(
     uri: str,  # of the folder, a path or URI; missing folders are made
     files: Mapping[str, bytes],  # name -> content; FILES at least
 ) -> Bundle:
     "Write a bundle. Raises `RegistryError` when another one is there, `StorageError` when it cannot be written."
     fs, path = filesystem(uri)
     if fs.exists(f"{path.rstrip('/')}/{MANIFEST}"):
-        return _same(Bundle.load(uri), sha256(manifest(files)))
+        return _existing_bundle(Bundle.load(uri), sha256(file_manifest(files)))
     _check_understood(Bundle(uri, "", files))
     try:
-        for name, data in [*files.items(), (MANIFEST, manifest(files))]:
+        for name, data in [*files.items(), (MANIFEST, file_manifest(files))]:
             with open_atomic(f"{uri.rstrip('/')}/{name}") as file:
                 file.write(data)
     except BaseException:
@@ -388,13 +382,13 @@ def _check_understood(bundle: Bundle) -> None:
         getattr(bundle, part)
 
 # %% ../../nbs/registry/bundle.ipynb #bfa6f24c
-def _same(there: Bundle, wanted: str) -> Bundle:
+def _existing_bundle(existing: Bundle, hash: str) -> Bundle:
     "The bundle that is there. Raises `RegistryError` when it is not the one that was to be written."
-    if there.hash != wanted:
+    if existing.hash != hash:
         raise RegistryError(
-            f"There is another bundle at {there.uri}.",
-            expected=f"an empty place, or the bundle {wanted[:12]}",
-            came=f"the bundle {there.hash[:12]}",
+            f"There is another bundle at {existing.uri}.",
+            expected=f"an empty place, or the bundle {hash[:12]}",
+            came=f"the bundle {existing.hash[:12]}",
             todo="export to another folder: a bundle is never changed.",
         )
-    return there
+    return existing

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 
-from ..registry.tracking import Tracked, log_run, open_tracking
+from ..registry.tracking import FinishedRun, log_run, open_tracking
 from .cache import is_snapshot
 from .run import Run, save_run
 from ..storage import filesystem
@@ -41,7 +41,7 @@ SMALL = 5_000_000  # bytes; larger artifacts stay in the run's folder
 def tracking_record(
     run: Run,  # ended
     files: Sequence[str] = (),  # local files to keep
-) -> Tracked:
+) -> FinishedRun:
     "A run as MLflow stores it."
     snapshots = [f"{k}={v}" for k, v in run.parameters.items() if isinstance(v, str) and is_snapshot(v)]
     tags = {"run": run.id, "job": run.job, "project": run.project, "mlflow.user": run.user, "code": run.code}
@@ -54,7 +54,7 @@ def tracking_record(
     metrics = {**run.metrics, "seconds": run.seconds, "peak_memory_mb": run.peak_memory / 2**20}
     start = datetime.fromisoformat(run.started or run.created)
     status = STATUS[run.status]
-    return Tracked(run.job, start, run.seconds, status, run.parameters, tags, metrics, run.history, files)
+    return FinishedRun(run.job, start, run.seconds, status, run.parameters, tags, metrics, run.history, files)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from granian.constants import HTTPModes
 from granian.server.embed import Server
 
 from ..errors import RegistryError, SlmlError, closest
-from ..registry.aliases import Pointer, State, changes, read_state
+from ..registry.aliases import Pointer, State, read_changes, read_state
 from .log import RequestLog
 from .log_rows import log_folder
 from .predictor import Predictor, check_parity_sample
@@ -65,7 +65,7 @@ def _pointer_to_serve(state: State, settings: ServeSettings) -> Pointer:
     "The version that is to be served. Raises `RegistryError`."
     if settings.alias in state.aliases:
         return state.aliases[settings.alias]
-    for one in [state, *reversed(changes(settings.root, settings.project, settings.model))]:
+    for one in [state, *reversed(read_changes(settings.root, settings.project, settings.model))]:
         for pointer in (*one.aliases.values(), one.canary, one.shadow):
             if pointer and str(pointer.version) == settings.alias:
                 return pointer

@@ -14,7 +14,7 @@ import pytest
 from slml.errors import JobError, ParameterError, UsageError
 from slml.execution.kernel import kernel_manager
 from slml.execution.notebook import notebook_outcome
-from slml.registry.tracking import Tracked, log_run, open_tracking
+from slml.registry.tracking import FinishedRun, log_run, open_tracking
 from slml.runners.open import run_job
 from slml.runners.runner import prepare_runs
 from slml.runs.environment import kernel_environment, workspace_environment
@@ -125,7 +125,9 @@ def test_two_processes_may_track_at_once_in_a_new_database(workspace: Workspace)
 
 def test_threads_share_a_tracking_database(workspace: Workspace) -> None:
     client = open_tracking(workspace)
-    one = Tracked("t", datetime.now(UTC), 1.0, "FINISHED", history={"loss": [3.0, None, 1.0]}, metrics={"rmse": 1.0})
+    one = FinishedRun(
+        "t", datetime.now(UTC), 1.0, "FINISHED", history={"loss": [3.0, None, 1.0]}, metrics={"rmse": 1.0}
+    )
     with ThreadPoolExecutor(4) as pool:
         ids = list(pool.map(lambda _: log_run(client, workspace, one), range(8)))
     assert len(set(ids)) == 8

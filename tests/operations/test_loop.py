@@ -17,8 +17,8 @@ from slml.operations import loop as watch
 from slml.operations.decisions import COMPARING, PROVING, RETRAINING, WATCHING, decisions, last_decision
 from slml.operations.loop import watch_once
 from slml.pipelines.pipeline import load_pipeline, run_pipeline
-from slml.registry.aliases import changes, read_state
-from slml.registry.versions import promote, set_shadow, versions
+from slml.registry.aliases import read_changes, read_state
+from slml.registry.versions import list_versions, promote_version, set_shadow
 from slml.runs.run import list_runs
 from slml.serving.log import RequestLog
 from slml.serving.log_rows import log_folder
@@ -182,18 +182,18 @@ def test_the_loop_closes_without_a_hand(city: City, monkeypatch: pytest.MonkeyPa
     trips(city.folder / "now", 4000, seed=3, dearer=True)
     city.serve(new[:DAYS])
     killed_before_recording("shadow", city, monkeypatch)
-    runs, made = len(list_runs(city.workspace)), len(versions("taxi", city.workspace))
+    runs, made = len(list_runs(city.workspace)), len(list_versions("taxi", city.workspace))
     assert made == 2
     assert city.state.shadow.version == 2
     assert city.state.aliases["champion"].version == 1
-    cheap, dear = versions("taxi", city.workspace)
+    cheap, dear = list_versions("taxi", city.workspace)
     assert dear.value > 1.1 * cheap.value  # dearer fares, larger errors; on the same rows the old model's is larger yet
     assert "taxi@1: rmse" in dear.against
     assert "the same test rows" in dear.against
     assert city.step() == ["shadow"]
     assert last_decision("taxi", city.workspace).phase == COMPARING
     assert len(list_runs(city.workspace)) == runs
-    assert len(versions("taxi", city.workspace)) == made
+    assert len(list_versions("taxi", city.workspace)) == made
     (alert,) = city.told()
     assert "concept drift" in alert["title"]
     assert alert["report"].endswith("report.html")
@@ -226,7 +226,7 @@ def test_the_loop_closes_without_a_hand(city: City, monkeypatch: pytest.MonkeyPa
         "over",
         "settled",
     ]
-    history = changes(city.workspace.root, "dc", "taxi")
+    history = read_changes(city.workspace.root, "dc", "taxi")
     assert [c.action for c in history].count("promote") == 1
     assert all(c.who == "loop" for c in history)
 
@@ -234,7 +234,7 @@ def test_the_loop_closes_without_a_hand(city: City, monkeypatch: pytest.MonkeyPa
 def test_a_promotion_that_was_wrong_is_taken_back(city: City) -> None:
     """Somebody brings the model of the old tariff back; the loop is told to prove it, and finds that it is worse."""
     new = requests(trips(city.folder / "later", 2000, seed=5, dearer=True))
-    promote("taxi@1", city.workspace, "the old days")
+    promote_version("taxi@1", city.workspace, "the old days")
     set_shadow("taxi@2", city.workspace)
     last = last_decision("taxi", city.workspace)
     trial = last.next("promote", "the old days", city.morning, phase=PROVING, version=1, before=2)

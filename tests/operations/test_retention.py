@@ -17,8 +17,8 @@ from slml.monitoring.policy import RetentionPolicy
 from slml.operations.retention import apply_removal, plan_removal, registered_dependencies
 from slml.registry.bundle import Lineage
 from slml.registry.export import export
-from slml.registry.gate import Audited
-from slml.registry.versions import load, register
+from slml.registry.gate import AuditSummary
+from slml.registry.versions import load_bundle, register
 from slml.runs.run import Run, list_runs, new_run, save_run
 from slml.storage import write_text
 from slml.tables.catalog import Catalog, Snapshot
@@ -62,7 +62,7 @@ def city(tmp_path: Path) -> tuple[Workspace, Snapshot, dict[str, Run]]:
         bundle = export(model, encoder, CONTRACT, table[:64], folder, lineage=lineage, metrics={"test": {"rmse": 1.0}})
     register(
         bundle, "rides", workspace, metrics={"rmse": 1.0}, baselines={"constant": {"rmse": 9.0}},
-        audit=Audited(kept.ref, 200, 200, 0), served=lambda bundle, rows: bundle.predict(rows),
+        audit=AuditSummary(kept.ref, 200, 200, 0), served=lambda bundle, rows: bundle.predict(rows),
     )  # fmt: skip
     for _ in range(3):
         catalog.table("raw").replace(pa.table({"miles": ["2"]}))
@@ -87,7 +87,7 @@ def test_lineage_is_never_broken(city: tuple[Workspace, Snapshot, dict[str, Run]
     assert len(list_runs(workspace)) == 5, "a list removes nothing"
 
     apply_removal(found, workspace)
-    assert load("rides@1", workspace).check() <= 1e-5
+    assert load_bundle("rides@1", workspace).check() <= 1e-5
     assert catalog.snapshot(kept.ref).rows == 200
     assert catalog.snapshot(first.ref).rows == 1
     assert runs["other"].id not in [r.id for r in list_runs(workspace)]

@@ -21,8 +21,8 @@ from slml.features.encoder import Encoder
 from slml.models.model import build
 from slml.registry.bundle import Bundle, Lineage
 from slml.registry.export import export
-from slml.registry.gate import Audited
-from slml.registry.versions import load, promote, register
+from slml.registry.gate import AuditSummary
+from slml.registry.versions import load_bundle, promote_version, register
 from slml.storage import expand, filesystem, is_storage_error, open_atomic, read_text, write_text
 from slml.tables.catalog import Catalog
 from slml.tables.ingest import ingest_files
@@ -123,11 +123,11 @@ def test_from_a_file_to_a_champion(workspace, tmp_path):
     bundle = export(again, encoder, contract, some, workspace.uri("bundles", "one"), lineage=lineage, metrics={})
     assert Bundle.load(bundle.uri).hash == bundle.hash
     assert bundle.uri.startswith(workspace.root)
-    audited = Audited(ledger.kept_snapshot, ledger.rows_in, ledger.kept, ledger.quarantined)
+    audited = AuditSummary(ledger.kept_snapshot, ledger.rows_in, ledger.kept, ledger.quarantined)
     asked = {"metrics": {"rmse": 1.0}, "baselines": {"constant": {"rmse": 3.0}}}
     register(bundle, "fares", workspace, **asked, audit=audited, served=Bundle.predict)
-    promote("fares@1", workspace)
-    assert load("fares@champion", workspace).check() <= 1e-5
+    promote_version("fares@1", workspace)
+    assert load_bundle("fares@champion", workspace).check() <= 1e-5
 
 
 def test_versions_come_and_go(workspace):

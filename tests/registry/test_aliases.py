@@ -11,7 +11,16 @@ import pytest
 from msgspec.structs import replace
 
 from slml.errors import RegistryError, StorageError
-from slml.registry.aliases import Canary, Pointer, State, change, changes, folder, read_state, write_change
+from slml.registry.aliases import (
+    Canary,
+    Pointer,
+    State,
+    change_aliases,
+    changes_folder,
+    read_changes,
+    read_state,
+    write_change,
+)
 
 FIRST, SECOND = (Pointer(n, f"/models/{n}/bundle", "3f2a9c") for n in (1, 2))
 
@@ -48,7 +57,7 @@ def test_what_was_written_is_read_with_its_history(root):
     two = replace(one.next("canary", "bob", "a try"), canary=Canary(2, SECOND.uri, SECOND.hash, 10), shadow=FIRST)
     write_change(root, "dc", "taxi", two)
     assert read_state(root, "dc", "taxi") == two == read_state(root, "dc", "taxi", since=one)
-    assert changes(root, "dc", "taxi") == [one, two]
+    assert read_changes(root, "dc", "taxi") == [one, two]
     assert read_state(root, "dc", "other") == State() == read_state(root, "nyc", "taxi")
 
 
@@ -56,7 +65,7 @@ def test_who_comes_second_is_told_who_came_first_and_changes_nothing(root):
     write_change(root, "dc", "taxi", State().next("promote", "ann", "better"))
     with pytest.raises(RegistryError, match=r"meanwhile[\s\S]*promote by ann .*: better"):
         write_change(root, "dc", "taxi", State().next("promote", "bob"))
-    assert [state.who for state in changes(root, "dc", "taxi")] == ["ann"]
+    assert [state.who for state in read_changes(root, "dc", "taxi")] == ["ann"]
 
 
 def test_a_write_that_was_done_but_not_answered_may_be_done_again(root):
@@ -82,7 +91,7 @@ def test_processes_that_write_at_once_lose_no_change(root, number):
     finally:
         for writer in writers:
             writer.kill()
-    done = changes(root, "dc", "raced")
+    done = read_changes(root, "dc", "raced")
     assert [state.number for state in done] == list(range(1, 4 * number + 1))
     for who in people:  # each of them all, in order
         assert [state.why for state in done if state.who == who] == [str(n) for n in range(number)]
@@ -97,14 +106,14 @@ def test_a_decision_is_made_anew_when_somebody_came_between(root):
             write_change(root, "dc", "taxi", state.next("promote", "bob"))
         return state.next("promote", "ann")
 
-    assert change(root, "dc", "taxi", decide).number == 2
+    assert change_aliases(root, "dc", "taxi", decide).number == 2
     assert seen == [0, 1]
 
 
 def test_a_damaged_change_is_named_and_leaves_the_service_what_it_knows(tmp_path):
     root = str(tmp_path)
     one = write_change(root, "dc", "taxi", State().next("register", "ann"))
-    Path(folder(root, "dc", "taxi"), "00000002.json").write_text("{")
+    Path(changes_folder(root, "dc", "taxi"), "00000002.json").write_text("{")
     with pytest.raises(RegistryError, match=r"00000002\.json is damaged"):
         read_state(root, "dc", "taxi", since=one)
 

@@ -20,23 +20,23 @@ from slml.contract import Category, Column, Contract, Distance, Numeric, TimePar
 from slml.errors import RegistryError, TrainingError
 from slml.features.encoder import Encoder
 from slml.models.model import Model, build
-from slml.registry.aliases import changes, read_state
+from slml.registry.aliases import read_changes, read_state
 from slml.registry.bundle import FILES, MANIFEST, Bundle, Lineage
 from slml.registry.export import check_parity, export
-from slml.registry.gate import Audited
+from slml.registry.gate import AuditSummary
 from slml.registry.tracking import open_tracking
 from slml.registry.versions import (
     Version,
+    bundle_uri,
     clear_canary,
-    load,
-    models,
-    promote,
+    list_versions,
+    load_bundle,
+    project_versions,
+    promote_version,
     register,
-    resolve,
-    rollback,
+    roll_back_champion,
     set_canary,
     set_shadow,
-    versions,
 )
 from slml.serving.check import over_http
 from slml.workspace import Workspace
@@ -136,7 +136,7 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle.uri, tmp_path / "copy"))
 
 
-AUDIT = Audited("trips@5132", rows_in=2100, kept=2000, quarantined=100)
+AUDIT = AuditSummary("trips@5132", rows_in=2100, kept=2000, quarantined=100)
 
 
 def enter(bundle: Bundle, name: str, workspace: Workspace, metrics: dict[str, float], **more: object) -> Version:
@@ -147,9 +147,11 @@ def enter(bundle: Bundle, name: str, workspace: Workspace, metrics: dict[str, fl
 
 def another(bundle: Bundle, folder: Path, number: int) -> Bundle:
     """The same model with other metrics: another bundle."""
-    from slml.registry.bundle import read_files, write
+    from slml.registry.bundle import read_files, write_bundle
 
-    return write(str(folder), {**read_files(bundle.uri), "metrics.json": json.dumps({"number": number}).encode()})
+    return write_bundle(
+        str(folder), {**read_files(bundle.uri), "metrics.json": json.dumps({"number": number}).encode()}
+    )
 
 
 # What a bundle holds
@@ -157,12 +159,12 @@ def another(bundle: Bundle, folder: Path, number: int) -> Bundle:
 
 def test_the_headline_is_carried_in_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
     """Written at export; a bundle of an older version, which has none, gets it from its task."""
-    from slml.registry.bundle import read_files, write
+    from slml.registry.bundle import read_files, write_bundle
 
     assert bundle.metrics["headline"] == bundle.headline == "rmse"
-    old = write(str(tmp_path / "old"), {**read_files(bundle.uri), "metrics.json": b'{"test": {"rmse": 2.0}}'})
+    old = write_bundle(str(tmp_path / "old"), {**read_files(bundle.uri), "metrics.json": b'{"test": {"rmse": 2.0}}'})
     assert old.headline == "rmse"
-    named = write(str(tmp_path / "mae"), {**read_files(bundle.uri), "metrics.json": b'{"headline": "mae"}'})
+    named = write_bundle(str(tmp_path / "mae"), {**read_files(bundle.uri), "metrics.json": b'{"headline": "mae"}'})
     assert named.headline == "mae"
 
 
@@ -285,7 +287,7 @@ def test_the_first_serves_the_better_waits_and_the_worse_is_told_by_how_much(bun
         enter(third, "fares", workspace, {"rmse": 2.4})
     wide = enter(third, "fares", workspace, {"rmse": 2.4}, margin=0.25)
     assert (wide.number, wide.aliases) == (3, ("challenger",))
-    assert resolve("fares@champion", workspace) == bundle.uri
+    assert bundle_uri("fares@champion", workspace) == bundle.uri
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +308,7 @@ def test_the_champion_is_measured_on_the_candidates_test_rows(bundle, tmp_path, 
     better = enter(second, "dearer", workspace, {"rmse": 2.4}, test=dearer.to_batches, **CHEAP)
     assert better.aliases == ("challenger",)
     assert better.against == "dearer@1: rmse 4, measured on the same test rows of trips@5132"
-    assert better.against in changes(workspace.root, workspace.project, "dearer")[-1].why
+    assert better.against in read_changes(workspace.root, workspace.project, "dearer")[-1].why
     with pytest.raises(
         RegistryError, match=r"10\.0% above .*dearer@1[\s\S]*champion's 4, .*the same [\s\S]*came: 4\.4,"
     ):
@@ -330,7 +332,7 @@ def test_a_champion_that_changes_meanwhile_is_measured_again(bundle, tmp_path, w
         return dearer.to_batches()
 
     def slow(bundle: Bundle, rows: pa.Table) -> np.ndarray:  # a service, while somebody promotes another version
-        promote("hasty@2", workspace)
+        promote_version("hasty@2", workspace)
         return bundle.predict(rows)
 
     asked = {"test": rows, **CHEAP}
@@ -342,9 +344,9 @@ def test_a_champion_that_changes_meanwhile_is_measured_again(bundle, tmp_path, w
 
 def with_files(bundle: Bundle, folder: Path, **changes: bytes) -> Bundle:
     """The same model with some of its JSON files in other words."""
-    from slml.registry.bundle import read_files, write
+    from slml.registry.bundle import read_files, write_bundle
 
-    return write(str(folder), {**read_files(bundle.uri), **{f"{n}.json": data for n, data in changes.items()}})
+    return write_bundle(str(folder), {**read_files(bundle.uri), **{f"{n}.json": data for n, data in changes.items()}})
 
 
 @pytest.mark.parametrize(
@@ -406,14 +408,14 @@ def test_classes_are_compared_by_their_chances_and_other_classes_are_not(table, 
 def test_a_model_that_is_no_better_than_a_constant_is_refused(bundle, workspace):
     with pytest.raises(RegistryError, match=r"10\.0% above that of a constant"):
         enter(bundle, "constant", workspace, {"rmse": 3.3})
-    assert versions("constant", workspace) == []
+    assert list_versions("constant", workspace) == []
 
 
 def test_a_bundle_of_unknown_origin_is_refused(bundle, tmp_path, workspace):
-    from slml.registry.bundle import read_files, write
+    from slml.registry.bundle import read_files, write_bundle
 
     nameless = msgspec.json.encode(Lineage(snapshots={"train": "trips"}, runs={}))
-    lost = write(str(tmp_path / "b"), {**read_files(bundle.uri), "lineage.json": nameless})
+    lost = write_bundle(str(tmp_path / "b"), {**read_files(bundle.uri), "lineage.json": nameless})
     with pytest.raises(RegistryError, match="runs, seed, the id of the snapshot 'trips'"):
         enter(lost, "unknown", workspace, {"rmse": 2.0})
 
@@ -423,9 +425,9 @@ def test_a_promotion_can_be_taken_back(bundle, tmp_path, workspace):
     second = another(bundle, tmp_path / "2", 2)
     new = enter(second, "returned", workspace, {"rmse": 1.9}, promote=True)
     assert new.aliases == ("champion",)
-    assert load("returned@champion", workspace).hash == second.hash
-    promote("returned@1", workspace)
-    assert load("returned@champion", workspace).hash == bundle.hash
+    assert load_bundle("returned@champion", workspace).hash == second.hash
+    promote_version("returned@1", workspace)
+    assert load_bundle("returned@champion", workspace).hash == bundle.hash
 
 
 def test_torch_onnx_runtime_and_the_service_have_to_agree(bundle, workspace):
@@ -439,16 +441,19 @@ def test_torch_onnx_runtime_and_the_service_have_to_agree(bundle, workspace):
         enter(bundle, "later", workspace, {"rmse": 2.0}, served=later)
     with pytest.raises(RegistryError, match=r"answered 0 of \d+ rows"):
         enter(bundle, "later", workspace, {"rmse": 2.0}, served=lambda b, rows: np.full(len(rows), np.nan))
-    assert versions("later", workspace) == []
+    assert list_versions("later", workspace) == []
 
 
 @pytest.mark.parametrize(
     ("audit", "said"),
     [
-        (Audited("trips@5132", 2100, 2000, 90), r"\+10 of 2,100 rows are unaccounted for"),
-        (Audited("trips@5132", 100, 0, 100), "no row was kept"),
-        (Audited("trips@5132", 2100, 2000, 100, {"fare: between": 7}), "7 of 2,000 kept rows break 'fare: between'"),
-        (Audited("trips@1", 2100, 2000, 100), "learned from trips@5132, not from trips@1"),
+        (AuditSummary("trips@5132", 2100, 2000, 90), r"\+10 of 2,100 rows are unaccounted for"),
+        (AuditSummary("trips@5132", 100, 0, 100), "no row was kept"),
+        (
+            AuditSummary("trips@5132", 2100, 2000, 100, {"fare: between": 7}),
+            "7 of 2,000 kept rows break 'fare: between'",
+        ),
+        (AuditSummary("trips@1", 2100, 2000, 100), "learned from trips@5132, not from trips@1"),
     ],
 )
 def test_data_that_has_not_passed_its_audit_is_refused(audit, said, bundle, workspace):
@@ -482,17 +487,17 @@ def champion(name: str, workspace: Workspace) -> tuple[int, int]:
 
 
 def test_a_rollback_goes_back_step_by_step_and_ends(three, workspace):
-    assert [rollback(three, workspace, why="wrong").number for _ in range(2)] == [2, 1]
+    assert [roll_back_champion(three, workspace, why="wrong").number for _ in range(2)] == [2, 1]
     with pytest.raises(RegistryError, match=r"no champion .* to go back to"):
-        rollback(three, workspace)
-    assert promote(f"{three}@3", workspace).number == 3
-    assert rollback(three, workspace).number == 1
+        roll_back_champion(three, workspace)
+    assert promote_version(f"{three}@3", workspace).number == 3
+    assert roll_back_champion(three, workspace).number == 1
     assert champion(three, workspace) == (1, 1)
 
 
 def test_a_champion_that_cannot_be_loaded_is_none(three, workspace, tmp_path):
     (tmp_path / "2" / "model.onnx").write_bytes(b"something else")
-    for change in (lambda: rollback(three, workspace), lambda: promote(f"{three}@2", workspace)):
+    for change in (lambda: roll_back_champion(three, workspace), lambda: promote_version(f"{three}@2", workspace)):
         with pytest.raises(RegistryError, match="was changed after"):
             change()
     assert champion(three, workspace) == (3, 3)
@@ -500,12 +505,12 @@ def test_a_champion_that_cannot_be_loaded_is_none(three, workspace, tmp_path):
 
 def test_each_change_says_who_and_why_in_both_books(three, workspace):
     ann = workspace.model_copy(update={"user": "ann"})
-    rollback(three, ann, why="fares at the airport")
+    roll_back_champion(three, ann, why="fares at the airport")
     set_canary(f"{three}@3", 10, ann, why="with care")
     set_shadow(f"{three}@1", ann)
     clear_canary(three, ann)
-    assert promote(f"{three}@3", ann, why="it was the meter").state == "serves"
-    told = [(s.who, s.action, s.why) for s in changes(workspace.root, workspace.project, three, after=3)]
+    assert promote_version(f"{three}@3", ann, why="it was the meter").state == "serves"
+    told = [(s.who, s.action, s.why) for s in read_changes(workspace.root, workspace.project, three, after=3)]
     assert told == [
         ("ann", "rollback", "fares at the airport"),
         ("ann", "canary", "with care"),
@@ -516,7 +521,7 @@ def test_each_change_says_who_and_why_in_both_books(three, workspace):
     tags = open_tracking(workspace).get_registered_model(f"{workspace.project}.{three}").tags
     assert "ann rollback: champion 2. fares at the airport" in tags["slml.change.00000004"]
     assert tags["slml.change"] == "8"
-    assert [v.state for v in models(workspace) if v.name == three] == ["shadow", "", "serves"]
+    assert [v.state for v in project_versions(workspace) if v.name == three] == ["shadow", "", "serves"]
 
 
 def test_a_crash_between_the_two_books_is_made_good_by_the_next_change(three, workspace, monkeypatch):
@@ -525,9 +530,9 @@ def test_a_crash_between_the_two_books_is_made_good_by_the_next_change(three, wo
     with monkeypatch.context() as patch:
         patch.setattr(module, "_tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed right there
         with pytest.raises(KeyboardInterrupt):
-            rollback(three, workspace, why="killed")
+            roll_back_champion(three, workspace, why="killed")
     assert champion(three, workspace) == (2, 3)
-    assert resolve(f"{three}@champion", workspace).endswith("/2")  # what services follow is what holds
+    assert bundle_uri(f"{three}@champion", workspace).endswith("/2")  # what services follow is what holds
     set_shadow(f"{three}@1", workspace)
     assert champion(three, workspace) == (2, 2)
     tags = open_tracking(workspace).get_registered_model(f"{workspace.project}.{three}").tags
@@ -556,7 +561,7 @@ def test_the_command_line_says_who_serves_and_changes_it(three, workspace, monke
     assert said("rollback", three, "--why", "wrong")["number"] == 2
     assert said("promote", f"{three}@1", "--why", "older still")["number"] == 1
     assert {"serves"} == {v["state"] for v in said("models") if v["name"] == three and v["aliases"]}
-    assert [s.why for s in changes(workspace.root, workspace.project, three, after=3)] == ["wrong", "older still"]
+    assert [s.why for s in read_changes(workspace.root, workspace.project, three, after=3)] == ["wrong", "older still"]
     assert main(["promote", f"{three}@9"]) == 1
 
 
@@ -573,5 +578,5 @@ def test_two_registrations_at_once_leave_one_champion(bundle, tmp_path, workspac
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(race, [another(bundle, tmp_path / str(n), n) for n in (1, 2)]))
-    found = versions("raced", workspace)
+    found = list_versions("raced", workspace)
     assert [(v.number, v.aliases) for v in found] == [(1, ("champion",)), (2, ("challenger",))]

@@ -16,9 +16,9 @@ from slml.contract import Category, Column, Contract, Numeric, TimeParts
 from slml.errors import ContractError, RegistryError, SlmlError, TableError
 from slml.features.encoder import Encoder
 from slml.models.model import build
-from slml.registry.bundle import Bundle, Lineage, read_files, write
+from slml.registry.bundle import Bundle, Lineage, read_files, write_bundle
 from slml.registry.export import export
-from slml.registry.gate import Audited
+from slml.registry.gate import AuditSummary
 from slml.registry.versions import register
 from slml.runners.local import LocalRunner
 from slml.runners.open import run_job
@@ -89,7 +89,7 @@ def snapshot(workspace: Workspace) -> Snapshot:
 def registered(bundle: Bundle, workspace: Workspace, rmse: float, **more: object) -> str:
     """The version of a bundle."""
     facts = {"metrics": {"rmse": rmse}, "baselines": {"constant": {"rmse": 3.0}}, "served": Bundle.predict, **more}
-    audited = Audited("trips@5132", rows_in=500, kept=500, quarantined=0)
+    audited = AuditSummary("trips@5132", rows_in=500, kept=500, quarantined=0)
     return register(bundle, "fares", workspace, audit=audited, **facts).ref
 
 
@@ -119,7 +119,7 @@ def test_the_job_predicts_each_row_once_and_a_new_version_beside(
 
     again = run()
     assert (again["added"], again["predictions"]) == (0, first["predictions"])
-    other = write(str(tmp_path / "other"), {**read_files(bundle.uri), "metrics.json": b'{"number": 2}\n'})
+    other = write_bundle(str(tmp_path / "other"), {**read_files(bundle.uri), "metrics.json": b'{"number": 2}\n'})
     registered(other, workspace, 1.9, promote=True)
     second = run()
     assert (second["version"], second["added"]) == ("fares@2", 5_000)

@@ -63,13 +63,13 @@ def as_rows(table: pa.Table) -> list[dict]:
 
 
 def test_over_http_is_what_torch_predicted(first: Bundle, tmp_path: Path) -> None:
-    apart = np.abs(over_http(first, first.rows) - first.expected)
-    assert apart.max() / np.abs(first.expected).max() < 1e-5
+    apart = np.abs(over_http(first, first.rows) - first.expected_predictions)
+    assert apart.max() / np.abs(first.expected_predictions).max() < 1e-5
     target = {"column": "paid", "task": "binary", "classes": ("card", "cash")}
     classes = variant(first, tmp_path / "classes", TWO_CLASSES, target, target="paid", task="binary")
     predicted = over_http(classes, classes.rows)
     assert predicted.shape == (classes.rows.num_rows, 2)
-    assert np.abs(predicted - classes.expected).max() < 1e-5
+    assert np.abs(predicted - classes.expected_predictions).max() < 1e-5
 
 
 def test_rows_alone_and_together_are_predicted_alike(first: Bundle, url: str) -> None:

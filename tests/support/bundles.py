@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from slml.contract import Column, Contract, Numeric
 from slml.features.encoder import Encoder
 from slml.quality.profile import profile
-from slml.registry.bundle import MLMODEL, PREDICTION, Bundle, Lineage, write
+from slml.registry.bundle import MLMODEL, PREDICTION, Bundle, Lineage, write_bundle
 
 
 def by_hand(place: str) -> Bundle:
@@ -29,7 +29,7 @@ def by_hand(place: str) -> Bundle:
     """)
     pq.write_table(trips.select(["miles"]).append_column(PREDICTION, predicted), parity := io.BytesIO())
     lineage = Lineage(snapshots={"train": "trips@5132"}, runs={"train": "a41f"}, seed=0)
-    return write(
+    return write_bundle(
         place,
         {
             "model.onnx": graph.SerializeToString(),

@@ -16,7 +16,7 @@ from slml.contract import Between, Category, Column, Contract, InsideBox, Matche
 from slml.features.encoder import Encoder, Target
 from slml.models.model import build
 from slml.registry.aliases import Canary, Pointer, State, read_state, write_change
-from slml.registry.bundle import PREDICTION, Bundle, Lineage, open_session, run_session, write
+from slml.registry.bundle import PREDICTION, Bundle, Lineage, open_session, run_session, write_bundle
 from slml.registry.export import export
 
 LINEAGE = Lineage(snapshots={"train": "trips@5132"}, runs={"train": "a41f"}, seed=0)
@@ -122,7 +122,7 @@ def variant(bundle: Bundle, folder: Path, nodes: str = "", answer: dict | None =
         "contract.json": bundle.contract.replace(**changes).to_json().encode(),
         "parity.parquet": sink.getvalue(),
     }
-    return write(str(folder), files)
+    return write_bundle(str(folder), files)
 
 
 PLUS_ONE = "one = Constant<value = float {1.0}>() y = Add(x, one)"
