@@ -1,7 +1,5 @@
 """Engines and runners of other packages: found by their entry points, refused where two have one name."""
 
-from pathlib import Path
-
 import pyarrow as pa
 import pytest
 
@@ -10,6 +8,8 @@ from slml.implementations import find_implementations, load_implementation
 from slml.tables.catalog import Catalog
 from slml.tables.engine import ENGINES, open_engine
 from slml.workspace import Workspace
+
+from support.packages import install_package
 
 MODULE = """
 from slml.tables.duckdb import DuckDBEngine, open_duckdb
@@ -29,12 +29,7 @@ def install(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(site))
 
     def install(package: str, *entries: str, module: str = MODULE) -> None:
-        name = package.replace("-", "_")
-        Path(site, f"{name}.py").write_text(module)
-        metadata = site / f"{name}-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text("\n".join(["[slml.engines]", *entries, ""]))
+        install_package(site, package, "slml.engines", entries, module)
 
     return install
 

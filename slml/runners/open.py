@@ -8,12 +8,12 @@ __all__ = ['RUNNERS', 'POLL_SECONDS', 'OnReason', 'open_runner', 'wait_for_run',
 # %% ../../nbs/runners/open.ipynb #ca2d2a71
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 
-from ..errors import SettingsError, closest
+from ..implementations import load_implementation
 from .runner import Runner
 from ..runs.job import Job
 from ..runs.run import ENDED, Reason, Run, raise_for_failure
@@ -21,51 +21,31 @@ from ..runs.signals import interruptible
 from ..workspace import Workspace
 
 # %% ../../nbs/runners/open.ipynb #b5b43c98
-def _local(workspace: Workspace) -> Runner:
-    from slml.runners.local import LocalRunner
-
-    return LocalRunner(workspace)
-
-
-def _batch(workspace: Workspace) -> Runner:
-    from slml.runners.batch.runner import BatchRunner
-
-    return BatchRunner(workspace)
-
-
-def _kubernetes(workspace: Workspace) -> Runner:
-    from slml.runners.kubernetes.runner import KubernetesRunner
-
-    return KubernetesRunner(workspace)
-
-
-RUNNERS: Mapping[str, Callable[[Workspace], Runner]] = {"local": _local, "batch": _batch, "kubernetes": _kubernetes}
+RUNNERS = {  # name -> what opens it, called with the workspace
+    "local": "slml.runners.local:LocalRunner",
+    "batch": "slml.runners.batch.runner:BatchRunner",
+    "kubernetes": "slml.runners.kubernetes.runner:KubernetesRunner",
+}
 
 
 @cache
 def open_runner(
     workspace: Workspace,
 ) -> Runner:
-    "The runner that the workspace names. Raises `SettingsError` for one that there is not."
-    if workspace.runner not in RUNNERS:
-        raise SettingsError(
-            f"There is no runner '{workspace.runner}'.",
-            expected=f"one of {', '.join(RUNNERS)}",
-            todo=closest(workspace.runner, RUNNERS) or "correct SLML_RUNNER or slml.toml.",
-        )
-    return RUNNERS[workspace.runner](workspace)
+    "The runner that the workspace names. Raises `SettingsError` for one that is unknown or cannot be imported."
+    return load_implementation("runner", workspace.runner, RUNNERS)(workspace)
 
 # %% ../../nbs/runners/open.ipynb #18e6dd91
-POLL_SECONDS = 2.0  # seconds between two questions for the reason
+POLL_SECONDS = 2.0  # between two looks at a run
 OnReason = Callable[[Reason], None]
 
 
 def wait_for_run(
     runner: Runner,
     id: str,
-    on_reason: OnReason | None = None,  # is told each reason that is new
+    on_reason: OnReason | None = None,  # is called with each reason that is new
 ) -> Run:  # ended
-    "Wait for a run, and say meanwhile what it waits for."
+    "Wait for a run, and report meanwhile what it waits for."
     if on_reason is None:
         return runner.wait(id)
     pool, last = ThreadPoolExecutor(1), None
@@ -81,7 +61,7 @@ def wait_for_run(
 
 
 def _pause(future: Future) -> None:
-    "Wait a little, but not when there is nothing to wait for."
+    "Wait a little, or less where the run ends meanwhile."
     with suppress(TimeoutError):
         future.exception(POLL_SECONDS)
 
@@ -115,7 +95,7 @@ def follow_log(
 def run_job(
     job: Job,
     workspace: Workspace,
-    on_reason: OnReason | None = None,  # is told what it waits for; in a notebook, by default, the cell shows it
+    on_reason: OnReason | None = None,  # is called with what it waits for; None: in a notebook the cell shows it
 ) -> Run:  # done
     "Execute one job and wait for it. Raises what its notebook raised: same message, same exit code."
     runner = open_runner(workspace)

@@ -210,7 +210,7 @@ def test_a_copy_ends_with_its_caller(tmp_path: Path, light: dict) -> None:
     caller = f"""
 import os, sys, time
 from slml.execution import warm, warm_server
-process = warm.start([sys.executable, "-m", "probe"], {str(tmp_path)!r}, dict(os.environ))
+process = warm.fork_process([sys.executable, "-m", "probe"], {str(tmp_path)!r}, dict(os.environ))
 print(process.pid, flush=True)
 time.sleep(60)
 """
@@ -266,8 +266,11 @@ def test_others_can_neither_ask_nor_answer(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_thread_is_a_reason_to_refuse() -> None:
-    source = "import threading, time\nfrom slml.execution.warm_server import threads\nbefore = threads()\n"
-    source += "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint(len(before), len(threads()))"
+    source = (
+        "import threading, time\nfrom slml.execution.warm_server import unsafe_threads\nbefore = unsafe_threads()\n"
+    )
+    source += "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    source += "print(len(before), len(unsafe_threads()))"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["0", "1"]
 
@@ -278,8 +281,8 @@ import importlib.util, sys
 spec = importlib.util.spec_from_file_location("warm", {warm_server.__file__!r})
 warm = sys.modules["warm"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(warm)
-warm.load()
-print(warm.threads(), [name for name in sys.modules if name.startswith("slml")], "torch" in sys.modules)
+warm.load_libraries()
+print(warm.unsafe_threads(), [name for name in sys.modules if name.startswith("slml")], "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120, cwd="/")
     assert done.stdout.strip() == "[] [] True", done.stderr

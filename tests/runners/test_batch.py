@@ -38,7 +38,7 @@ from slml.runners.batch.runner import BatchRunner, BatchRuns
 from slml.runners.open import open_runner
 from slml.runners.runner import Destination, prepare_runs
 from slml.runs import notebooks
-from slml.runs.archive import pack
+from slml.runs.archive import pack_project
 from slml.runs.environment import workspace_environment
 from slml.runs.job import Job, job
 from slml.runs.resources import Resources
@@ -285,7 +285,7 @@ def test_a_notebook_that_ships_with_slml_runs_in_the_project(
     (project / "fare.ipynb").rename(installed)
     monkeypatch.setattr(notebooks, "packaged_notebooks", lambda: {"fare": installed})
     id = runner.submit(job("fare", {"rows": "30"}))
-    assert "fare.ipynb" not in pack(project).files
+    assert "fare.ipynb" not in pack_project(project).files
     installed.unlink()  # it is not where the job runs; the run has its text, and the archive the project's code
     done = container(record_of(runner, id))
     assert done.returncode == 0, done.stdout + done.stderr
