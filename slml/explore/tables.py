@@ -42,7 +42,7 @@ def arrow_table(
     "The rows as an Arrow table. Raises `IngestError` for a column of mixed values, which Arrow does not have."
     try:
         if not is_pandas(frame):
-            table = pa.table(frame)
+            table = pa.table(frame).replace_schema_metadata()
             return table if columns is None else table.select(columns)
         chosen = frame if columns is None else frame[list(columns)]
         named = columns is None and any(name is not None for name in frame.index.names)
