@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Json', 'STACK', 'ACCOUNT', 'REGION', 'NOTHING', 'AS_MAPPING', 'UNTAGGED', 'sub', 'ref', 'get', 'when', 'arn',
-           'logical', 'tags', 'listed', 'resource', 'statement', 'policy', 'trust']
+           'logical_name', 'resource_tags', 'tag_list', 'resource', 'statement', 'policy_document', 'trust_policy']
 
 # %% ../../nbs/aws/parts.ipynb #4ad31dd7
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def arn(
     return f"arn:${{AWS::Partition}}:{service}:{REGION}:{ACCOUNT}:{what}"
 
 # %% ../../nbs/aws/parts.ipynb #3c69c8b6
-def logical(
+def logical_name(
     what: str,  # such as Role
     project: str = "",  # "": shared by all projects
 ) -> str:
@@ -63,7 +63,7 @@ UNTAGGED = (
 )  # fmt: skip
 
 
-def tags(
+def resource_tags(
     project: str = "",  # "": shared by all projects
 ) -> dict[str, object]:
     "The tags of a resource."
@@ -74,7 +74,7 @@ def tags(
     }
 
 
-def listed(
+def tag_list(
     pairs: Json,  # name -> value
 ) -> list[dict[str, object]]:
     "Tags as most services take them."
@@ -92,7 +92,9 @@ def resource(
     "One resource of the template, with its tags."
     found = {"Type": type, "Properties": dict(properties)}
     if type not in UNTAGGED:
-        found["Properties"]["Tags"] = tags(project) if type.startswith(AS_MAPPING) else listed(tags(project))
+        found["Properties"]["Tags"] = (
+            resource_tags(project) if type.startswith(AS_MAPPING) else tag_list(resource_tags(project))
+        )
     if needs:
         found["DependsOn"] = list(needs)
     if condition:
@@ -118,12 +120,12 @@ def statement(
     return found | ({"Condition": dict(condition)} if condition else {})
 
 
-def policy(statements: Sequence[Json]) -> dict[str, object]:
+def policy_document(statements: Sequence[Json]) -> dict[str, object]:
     "A policy document."
     return {"Version": "2012-10-17", "Statement": list(statements)}
 
 
-def trust(
+def trust_policy(
     services: Sequence[str],  # such as ecs-tasks.amazonaws.com
     people: bool = False,  # also whoever of this account is allowed to by their own policy
 ) -> dict[str, object]:
@@ -132,4 +134,4 @@ def trust(
     allowed = {"Effect": "Allow", "Action": "sts:AssumeRole"}
     found = [allowed | {"Principal": {"Service": list(services)}, "Condition": here}]
     account = {"AWS": sub("arn:${AWS::Partition}:iam::${AWS::AccountId}:root")}
-    return policy(found + [allowed | {"Principal": account}] * people)
+    return policy_document(found + [allowed | {"Principal": account}] * people)

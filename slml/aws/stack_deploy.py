@@ -15,10 +15,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .account import Account, connect
-from .changes import Plan, plan  # noqa: F401 - the first step of a deployment
-from .deployed import Deployed, look
-from .events import Say, check_events, follow
+from .account import Account, connect_account
+from .changes import StackPlan, plan_stack  # noqa: F401 - the first step of a deployment
+from .deployed import DeployedStack, load_stack
+from .events import Echo, check_events, follow_events
 from ..runners.batch import names
 from ..runners.batch.errors import aws_errors
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/aws/stack_deploy.ipynb #b5851c69
 def deploy_stack(
-    plan: Plan,
-    say: Say = print,  # is told each step
-) -> Deployed:
+    plan: StackPlan,
+    say: Echo = print,  # is told each step
+) -> DeployedStack:
     "Carry out a plan and wait for its end. Raises `CloudError` with the first thing that failed."
     if plan.id:
         with aws_errors(f"deploy the stack {plan.stack}"):
             client = plan.account.client("cloudformation")
             since = _last(plan.account, plan.stack_id)
             client.execute_change_set(ChangeSetName=plan.id, StackName=plan.stack_id)
-            events = list(follow(plan.account, plan.stack_id, since, say))
+            events = list(follow_events(plan.account, plan.stack_id, since, say))
         check_events(plan.stack, events)
-    return look(plan.stack, plan.account)
+    return load_stack(plan.stack, plan.account)
 
 # %% ../../nbs/aws/stack_deploy.ipynb #228eb767
 def _last(account: Account, stack_id: str) -> datetime:
@@ -55,7 +55,7 @@ RUNNING = ("STARTING", "RUNNING")
 class StackStatus:
     "What a stack is doing."
 
-    stack: Deployed
+    stack: DeployedStack
     waiting: dict[str, int]  # queue -> jobs
     running: dict[str, int]
     machines: dict[str, int]  # environment on EC2 -> cores that are on
@@ -94,7 +94,7 @@ def stack_status(
     region: str = "",  # "": that of the environment
 ) -> StackStatus:
     "What a stack is doing. Raises `CloudError`, and `UsageError` where there is none."
-    found = look(stack, connect(region))
+    found = load_stack(stack, connect_account(region))
     with aws_errors(f"look at the stack {stack}"), ThreadPoolExecutor(8) as pool:
         batch = found.account.client("batch")
         known = stack_queues(batch, stack)
@@ -168,15 +168,15 @@ def destroy_stack(
     stack: str,
     region: str = "",
     data: bool = False,  # remove the bucket and the databases too
-    say: Say = print,  # is told each step
+    say: Echo = print,  # is told each step
 ) -> None:
     "Remove a stack. Raises `CloudError` with the first thing that failed, `UsageError` where there is none."
-    found = look(stack, connect(region))
+    found = load_stack(stack, connect_account(region))
     with aws_errors(f"remove the stack {stack}"):
         _end_jobs(found, say)
         client, since = found.account.client("cloudformation"), _last(found.account, found.id)
         client.delete_stack(StackName=found.id)
-        events = list(follow(found.account, found.id, since, say))
+        events = list(follow_events(found.account, found.id, since, say))
     check_events(stack, events)
     with aws_errors(f"remove the data of the stack {stack}"):
         for project in found.projects:
@@ -184,7 +184,7 @@ def destroy_stack(
         _remove_bucket(found.account, found.bucket, data, say)
 
 # %% ../../nbs/aws/stack_deploy.ipynb #85c7b1c7
-def _end_jobs(found: Deployed, say: Say) -> None:
+def _end_jobs(found: DeployedStack, say: Echo) -> None:
     batch = found.account.client("batch")
     for queue in stack_queues(batch, found.name):
         for job in list(_jobs(batch, WAITING + RUNNING, queue)):
@@ -200,7 +200,7 @@ def _versions(account: Account, bucket: str) -> Iterator[list[dict[str, str]]]:
             yield [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in both]
 
 # %% ../../nbs/aws/stack_deploy.ipynb #798f8d65
-def _remove_bucket(account: Account, bucket: str, data: bool, say: Say) -> None:
+def _remove_bucket(account: Account, bucket: str, data: bool, say: Echo) -> None:
     s3 = account.client("s3")
     for batch in _versions(account, bucket):
         if not data:
@@ -212,7 +212,7 @@ def _remove_bucket(account: Account, bucket: str, data: bool, say: Say) -> None:
     s3.delete_bucket(Bucket=bucket)
 
 # %% ../../nbs/aws/stack_deploy.ipynb #af2e4f0f
-def _remove_database(account: Account, name: str, bucket: str, data: bool, say: Say) -> None:
+def _remove_database(account: Account, name: str, bucket: str, data: bool, say: Echo) -> None:
     glue = account.client("glue")
     tables = glue.get_tables(DatabaseName=name, MaxResults=1)["TableList"]
     ours = glue.get_database(Name=name)["Database"].get("LocationUri", "").startswith(f"s3://{bucket}/")

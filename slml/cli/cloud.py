@@ -66,16 +66,16 @@ def deploy_stack_command(
     """Create or change the stack of a team in AWS. The changes are shown first, and need a yes.
 
     Example: `slml aws deploy --project taxi -p MonthlyBudgetUsd=50 -p AlarmEmail=ann@example.org`"""
-    from slml.aws.changes import plan
+    from slml.aws.changes import plan_stack
     from slml.aws.profile import write_profile
     from slml.aws.stack_deploy import deploy_stack
-    from slml.aws.stack_template import as_yaml, template
+    from slml.aws.stack_template import stack_template, template_yaml
 
     projects = project or [open_workspace().project]
     if only_print:
-        print(as_yaml(template(projects)), end="")
+        print(template_yaml(stack_template(projects)), end="")
         return
-    planned = plan(stack, projects, pairs(parameters), region)
+    planned = plan_stack(stack, projects, pairs(parameters), region)
     print_progress(str(planned))
     if planned.id:
         require_consent("Carry this out?", yes)
@@ -130,11 +130,11 @@ def image_command(
     """Build the container image of the jobs from the libraries of this environment, and push it.
 
     Example: `slml aws image --variant gpu`"""
-    from slml.aws.image import build
+    from slml.aws.image import build_image
 
     workspace = open_workspace(on)
     print(
-        build(
+        build_image(
             workspace, project_folder(), variant, push, pairs(arguments, "--build-arg"), options or (), print_progress
         )
     )
@@ -167,6 +167,6 @@ def refresh_prices_command(region: Region = "", on: On = "") -> None:
     """Fetch the current prices from AWS and save them with the project.
 
     Example: `slml aws prices refresh --on batch`"""
-    from slml.aws.prices import refresh
+    from slml.aws.prices import refresh_prices
 
-    print(refresh(open_workspace(on), region))
+    print(refresh_prices(open_workspace(on), region))

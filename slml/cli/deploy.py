@@ -16,7 +16,7 @@ from .cloud import Yes, print_progress, require_consent
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from slml.aws.service_deploy import Step
+    from slml.aws.service_deploy import ServicePlan
 
 # %% ../../nbs/cli/deploy.ipynb #04fd429d
 def single_choice(
@@ -75,12 +75,12 @@ def deploy_command(
     option, workspace = single_choice(options), open_workspace(on)
     name = model.partition("@")[0]
     if option == "--status":
-        service = services.look(name, workspace).facts()
+        service = services.load_service(name, workspace).facts()
         show(facts(service), service, as_json)
     elif option == "--remove":
-        print_progress(str(services.look(name, workspace)))
+        print_progress(str(services.load_service(name, workspace)))
         require_consent("Remove this service?", yes)
-        services.remove(name, workspace, print_progress)
+        services.remove_service(name, workspace, print_progress)
         print(f"The service {name} is removed. Its model and its request log stay.")
     elif option == "--rollback":
         _carry_out(services.plan_rollback(name, workspace), yes, as_json)
@@ -89,17 +89,17 @@ def deploy_command(
         _carry_out(planned, yes, as_json)
 
 # %% ../../nbs/cli/deploy.ipynb #95c505be
-def _carry_out(step: "Step", yes: bool, as_json: bool) -> None:
+def _carry_out(step: "ServicePlan", yes: bool, as_json: bool) -> None:
     "Show a plan, ask, and carry it out."
-    from slml.aws.changes import discard
-    from slml.aws.service_deploy import carry_out
+    from slml.aws.changes import discard_plan
+    from slml.aws.service_deploy import deploy_service
 
     print_progress(str(step))
     if step.plan.id:
         try:
             require_consent("Carry this out?", yes)
         except UsageError:
-            discard(step.plan)
+            discard_plan(step.plan)
             raise
-    service = carry_out(step, print_progress).facts()
+    service = deploy_service(step, print_progress).facts()
     show(facts(service), service, as_json)

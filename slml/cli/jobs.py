@@ -190,9 +190,9 @@ def schedule_command(
     """Run a pipeline on a schedule in the cloud, with the code and parameters of now.
 
     Example: `slml pipeline schedule pipelines/taxi.yaml '0 6 * * *' -p source=s3://bucket/taxi/in/`"""
-    from slml.aws.schedule import schedule
+    from slml.aws.schedule import schedule_pipeline
 
-    scheduled = asdict(schedule(file, when, open_workspace(on), pairs(parameters), timezone))
+    scheduled = asdict(schedule_pipeline(file, when, open_workspace(on), pairs(parameters), timezone))
     show(facts(scheduled), scheduled, as_json)
 
 
@@ -213,9 +213,9 @@ def unschedule_command(file: PipelineFile, on: On = "batch") -> None:
     """Remove the schedule of a pipeline.
 
     Example: `slml pipeline unschedule pipelines/taxi.yaml`"""
-    from slml.aws.schedule import unschedule
+    from slml.aws.schedule import unschedule_pipeline
 
-    unschedule(file, open_workspace(on))
+    unschedule_pipeline(file, open_workspace(on))
     print(f"The schedule of {file} is removed.")
 
 # %% ../../nbs/cli/jobs.ipynb #d9e913ae

@@ -61,14 +61,14 @@ def budget_command(
     """Show or set the monthly budget of a project.
 
     Example: `slml cost budget 50`"""
-    from slml.costs.budget import balance, set_budget
+    from slml.costs.budget import budget_balance, set_budget
     from slml.costs.prices import PriceBook
     from slml.runs.run import list_runs
 
     workspace = open_workspace(on)
     if usd:
         set_budget(workspace, None if usd == "none" else parse_usd(usd))
-    current = balance(workspace, list_runs(workspace), PriceBook.load(workspace))
+    current = budget_balance(workspace, list_runs(workspace), PriceBook.load(workspace))
     show(str(current), asdict(current), as_json)
 
 

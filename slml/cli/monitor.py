@@ -63,14 +63,14 @@ def monitor_command(
     """Measure drift and errors of a model in production. With --watch, repeat it and act on the policy.
 
     Example: `slml monitor taxi --watch --every 60`"""
-    from slml.aws.alerts import ALL
+    from slml.aws.alerts import ALL_CHANNELS
     from slml.operations.loop import MONITOR, watch_once
     from slml.runners.open import run_job
     from slml.runs.job import job
 
     workspace = open_workspace(on)
     if watch:
-        watch_repeatedly(lambda: watch_once(model, workspace, policy, openers=ALL), every, steps)
+        watch_repeatedly(lambda: watch_once(model, workspace, policy, openers=ALL_CHANNELS), every, steps)
         return
     parameters = {"model": model, "since": since, "until": until, "policy": policy}
     finished = run_job(job(MONITOR, parameters), workspace)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WRITTEN', 'REGIONS', 'PAGES', 'BY_USE', 'SIZES', 'GENERAL', 'WITH_GPU', 'ABSENT', 'MACHINES', 'BILLING', 'SPOT',
-           'USABLE', 'STACK', 'MIB', 'TIB', 'LEAST_SCAN', 'Price', 'Machine', 'Billing', 'assumed_spot', 'built_in',
-           'with_spot', 'read_prices', 'region_of', 'no_price', 'PriceBook', 'holding', 'cheapest', 'query_usd',
-           'storage_usd']
+           'USABLE', 'STACK', 'MIB', 'TIB', 'LEAST_SCAN', 'Price', 'Machine', 'Billing', 'assumed_spot',
+           'built_in_prices', 'with_spot', 'read_prices', 'price_region', 'missing_price_error', 'PriceBook',
+           'machines_that_fit', 'cheapest_machine', 'query_usd', 'storage_usd']
 
 # %% ../../nbs/costs/prices.ipynb #55960c15
 import html
@@ -165,7 +165,7 @@ def assumed_spot(
     return replace(price, service=service, item=item, usd=usd, source=source, verified=False)
 
 
-def built_in() -> Iterator[Price]:
+def built_in_prices() -> Iterator[Price]:
     "Every price that comes with slml; none is verified."
     for (service, item), (unit, *usd) in BY_USE.items():
         for region, price in zip(REGIONS, usd, strict=True):
@@ -202,14 +202,14 @@ def read_prices(
     return found
 
 # %% ../../nbs/costs/prices.ipynb #f7aa0efc
-def region_of(workspace: Workspace) -> str:
+def price_region(workspace: Workspace) -> str:
     "The AWS region of a workspace."
     found = re.match(r"s3://[^/]+-\d{12}-([a-z]+(?:-[a-z]+)+-\d)(?:/|$)", workspace.root)
     named = found[1] if found else os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return named or REGIONS[0]
 
 # %% ../../nbs/costs/prices.ipynb #6d056ea7
-def no_price(
+def missing_price_error(
     service: str,
     item: str,
     region: str,
@@ -246,7 +246,9 @@ class PriceBook:
         place = workspace.uri("prices.json")
         own = read_prices(place) if exists(place) else []
         return cls(
-            region or region_of(workspace), {price.key: price for price in (*with_spot(built_in()), *own)}, place
+            region or price_region(workspace),
+            {price.key: price for price in (*with_spot(built_in_prices()), *own)},
+            place,
         )
 
     def save(self) -> None:
@@ -268,7 +270,7 @@ class PriceBook:
         "The price of something in the book's region. Raises `UsageError` saying how to add it."
         found = self.find(service, item)
         if found is None:
-            raise no_price(service, item, self.region, self.prices, self.place)
+            raise missing_price_error(service, item, self.region, self.prices, self.place)
         return found
 
     def _repr_html_(self) -> str:
@@ -287,7 +289,7 @@ USABLE = 0.94  # of a machine's memory; an assumption
 STACK = {"gpu": ("g4dn", "g5", "g6"), "nodes": ("m6i", "g4dn", "g5", "g6")}  # families, where nobody chose others
 
 
-def holding(
+def machines_that_fit(
     cores: int,
     gib: float,
     gpus: int,
@@ -302,7 +304,7 @@ def holding(
     return [m for m in fits if m.name.partition(".")[0] in families] or fits
 
 
-def cheapest(
+def cheapest_machine(
     machines: Sequence[Machine],  # one at least
     market: str,  # "spot" or "on-demand"
     book: PriceBook,

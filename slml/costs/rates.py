@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from .prices import STACK, PriceBook, cheapest, holding
+from .prices import STACK, PriceBook, cheapest_machine, machines_that_fit
 from ..errors import SubmissionError
 from ..runs.machines import fargate_size, machine_kind
 from ..runs.resources import Resources
@@ -51,8 +51,8 @@ def fargate_rate(vcpu: int, gib: int, spot: bool, book: PriceBook) -> Rate:
 def ec2_rate(needs: Resources, families: Collection[str], spot: bool, book: PriceBook) -> Rate:
     "What the cheapest machines that hold a job cost. Raises `UsageError` where there are none, or no price."
     memory = needs.memory or 0.9 * needs.gib  # what is asked of Batch where nobody said how much
-    machines = holding(needs.cores, memory, needs.gpus, families)
-    machine, price = cheapest(machines, "spot" if spot else "on-demand", book)
+    machines = machines_that_fit(needs.cores, memory, needs.gpus, families)
+    machine, price = cheapest_machine(machines, "spot" if spot else "on-demand", book)
     address, disk = book.price("vpc", "public ipv4 hour"), book.price("ebs", "gp3 gib-month")
     each = {machine.name: price.usd, "disk": DISK["ec2"] * disk.usd / HOURS, "address": address.usd}
     count = f"{needs.nodes} x " if needs.nodes > 1 else ""

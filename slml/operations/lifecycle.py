@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from ..costs.cost import Line, costs, money, version_runs
+from ..costs.cost import CostLine, costs, format_usd, version_runs
 from ..costs.prices import PriceBook
 from ..errors import SlmlError
 from ..monitoring.windows import read_windows
@@ -33,7 +33,7 @@ class VersionRecord:
     drift: float | None = None  # largest PSI of a column in the latest window
     verdict: str = ""  # of that window
     at: str = ""  # its end, ISO 8601, UTC
-    cost: Line | None = None  # of the runs that made it
+    cost: CostLine | None = None  # of the runs that made it
 
     @property
     def live_error(self) -> str:
@@ -50,7 +50,11 @@ class VersionRecord:
         "The cost as a table shows it; of what ran here, what the cloud would have taken."
         if self.cost is None:
             return ""
-        return money(self.cost.paid) if self.cost.paid else f"{money(0)} (in the cloud {money(self.cost.would)})"
+        return (
+            format_usd(self.cost.paid)
+            if self.cost.paid
+            else f"{format_usd(0)} (in the cloud {format_usd(self.cost.would)})"
+        )
 
 # %% ../../nbs/operations/lifecycle.ipynb #31a2bfdb
 def live_results(
@@ -71,7 +75,7 @@ def live_results(
 def version_costs(
     runs: Iterable[Run],
     workspace: Workspace,
-) -> dict[str, Line]:  # version, such as taxi@2 -> what its runs have cost
+) -> dict[str, CostLine]:  # version, such as taxi@2 -> what its runs have cost
     "The cost of each registered version; nothing where prices are missing."
     try:
         found = costs(runs, PriceBook.load(workspace), "version", versions=version_runs(workspace))

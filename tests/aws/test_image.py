@@ -18,7 +18,16 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 import slml
-from slml.aws.image import build, build_options, builder, constraints, context, find_tool, libraries, wheel
+from slml.aws.image import (
+    build_context,
+    build_image,
+    build_options,
+    build_wheel,
+    codebuild_project,
+    find_build_tool,
+    pinned_versions,
+    required_libraries,
+)
 from slml.errors import CloudError, SubmissionError
 from slml.workspace import Workspace
 
@@ -29,7 +38,7 @@ DIGEST = "sha256:" + "a" * 64
 def installed() -> Iterator[Path]:
     """A place where pip has installed the wheel."""
     with tempfile.TemporaryDirectory() as folder:
-        name, content = wheel()
+        name, content = build_wheel()
         Path(folder, name).write_bytes(content)
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-compile"]
         subprocess.run([*pip, "--target", f"{folder}/there", f"{folder}/{name}"], check=True, timeout=120)
@@ -37,19 +46,20 @@ def installed() -> Iterator[Path]:
 
 
 def test_the_wheel_is_slml_and_can_be_made_from_what_it_installed(installed: Path) -> None:
-    code = "import hashlib, slml, slml.aws.image as i; print(slml.__file__, hashlib.sha256(i.wheel()[1]).hexdigest())"
+    code = "import hashlib, slml; from slml.aws.image import build_wheel; "
+    code += "print(slml.__file__, hashlib.sha256(build_wheel()[1]).hexdigest())"
     told = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run([sys.executable, "-c", code], env=told, cwd="/", capture_output=True, text=True, check=True)
     place, digest = done.stdout.split()
     assert Path(place).is_relative_to(installed)
-    assert digest == hashlib.sha256(wheel()[1]).hexdigest()
+    assert digest == hashlib.sha256(build_wheel()[1]).hexdigest()
     assert (installed / "bin" / "slml").exists(), "the command is there"
     assert (installed / "slml" / "aws" / "Dockerfile").exists()
 
 
 def test_a_context_is_the_same_each_time_and_holds_what_is_copied(tmp_path: Path) -> None:
-    files = context(tmp_path)
-    assert context(tmp_path) == files
+    files = build_context(tmp_path)
+    assert build_context(tmp_path) == files
     copied = re.findall(r"^COPY (?:--\S+ )*(\S+) ", files["Dockerfile"].decode(), re.M)
     assert copied
     for name in copied:
@@ -57,24 +67,24 @@ def test_a_context_is_the_same_each_time_and_holds_what_is_copied(tmp_path: Path
 
 
 def test_the_versions_of_the_project_or_of_this_environment(tmp_path: Path) -> None:
-    lines = constraints().splitlines()
+    lines = pinned_versions().splitlines()
     assert all(re.fullmatch(r"[a-z0-9._-]+==[^+@\s]+", line) for line in lines)
-    wanted = {re.split(r"[\[=><]", line)[0] for line in libraries().splitlines()}
+    wanted = {re.split(r"[\[=><]", line)[0] for line in required_libraries().splitlines()}
     pinned = {line.partition("==")[0].replace("_", "-") for line in lines}
     assert {name.replace("_", "-").lower() for name in wanted} <= pinned
     (tmp_path / "constraints.txt").write_text("torch==2.13.0\n")
-    assert context(tmp_path)["constraints.txt"] == b"torch==2.13.0\n"
+    assert build_context(tmp_path)["constraints.txt"] == b"torch==2.13.0\n"
 
 
 @pytest.mark.parametrize("line", ["-e .", "-r dev.txt", "./wheels/a.whl", "/opt/a", "--editable .", "file:///a"])
 def test_libraries_of_this_machine_are_refused(line: str, tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text(f"# ours\nlightgbm>=4  # trees\n{line}\n")
     with pytest.raises(SubmissionError, match="Line 3"):
-        context(tmp_path)
+        build_context(tmp_path)
 
 
 def test_the_dockerfile_keeps_its_promises(tmp_path: Path) -> None:
-    text = context(tmp_path)["Dockerfile"].decode()
+    text = build_context(tmp_path)["Dockerfile"].decode()
     job = text[text.index(" AS job") :]
     assert re.search(r"^USER [1-9]\d+$", job, re.M), "not root, and Kubernetes can see it"
     assert 'CMD ["python", "-m", "slml.execution.entry"]' in job
@@ -152,7 +162,7 @@ def test_built_pushed_and_named_by_its_digest(
 ) -> None:
     tools.put(name, script)
     seen = []
-    made = build(
+    made = build_image(
         cloud, tmp_path, "gpu", arguments={"BASE": "example.org/python"}, options=["--quiet"], echo=seen.append
     )
     assert made == f"123456789012.dkr.ecr.us-east-1.amazonaws.com/slml:gpu@{DIGEST}"
@@ -170,17 +180,17 @@ def test_built_pushed_and_named_by_its_digest(
 
 
 def test_a_docker_without_a_server_is_passed_over(tools: Tools) -> None:
-    assert find_tool() == ""
+    assert find_build_tool() == ""
     tools.put("docker", "echo 'Cannot connect to the Docker daemon'; exit 1")
-    assert find_tool() == ""
+    assert find_build_tool() == ""
     tools.put("podman")
-    assert find_tool() == "podman"
+    assert find_build_tool() == "podman"
 
 
 def test_a_failing_build_shows_why_and_pushes_nothing(tools: Tools, cloud: Workspace, tmp_path: Path) -> None:
     tools.put("podman", "[ $1 = version ] || { echo 'No matching distribution found for lightgbm'; exit 4; }")
     with pytest.raises(CloudError, match="podman build failed with code 4") as caught:
-        build(cloud, tmp_path, echo=lambda line: None)
+        build_image(cloud, tmp_path, echo=lambda line: None)
     assert "lightgbm" in caught.value.came
     assert [line.split()[1] for line in tools.said] == ["version", "build"]
 
@@ -188,30 +198,30 @@ def test_a_failing_build_shows_why_and_pushes_nothing(tools: Tools, cloud: Works
 def test_an_image_of_another_registry_needs_no_aws(tools: Tools, tmp_path: Path) -> None:
     tools.put("podman", PODMAN)
     workspace = Workspace(root=str(tmp_path / "root"), project="fares", image="europe-docker.pkg.dev/p/slml/jobs:1")
-    assert build(workspace, tmp_path) == f"europe-docker.pkg.dev/p/slml/jobs:1@{DIGEST}"
+    assert build_image(workspace, tmp_path) == f"europe-docker.pkg.dev/p/slml/jobs:1@{DIGEST}"
     assert [line.split()[1] for line in tools.said] == ["version", "build", "push"]
 
 
 def test_an_image_for_this_machine_alone(tools: Tools, workspace: Workspace, tmp_path: Path) -> None:
     tools.put("podman", PODMAN)
-    assert build(workspace, tmp_path, push=False) == "slml:cpu"
+    assert build_image(workspace, tmp_path, push=False) == "slml:cpu"
     assert [line.split()[1] for line in tools.said] == ["version", "build"]
 
 
 def test_where_nothing_can_build(tools: Tools, workspace: Workspace, cloud: Workspace, tmp_path: Path) -> None:
     for where, push in ((workspace, True), (cloud, False)):
         with pytest.raises(CloudError, match="Nothing here can build"):
-            build(where, tmp_path, push=push)
+            build_image(where, tmp_path, push=push)
     with pytest.raises(CloudError, match="the builder slml-image"):
-        build(cloud, tmp_path)
+        build_image(cloud, tmp_path)
     with pytest.raises(CloudError, match="repository of the stack other"):
-        build(cloud.model_copy(update={"stack": "other"}), tmp_path)
+        build_image(cloud.model_copy(update={"stack": "other"}), tmp_path)
 
 
 def test_the_stack_builds_where_no_tool_is_at_hand(tools: Tools, cloud: Workspace, tmp_path: Path) -> None:
     client, ecr = boto3.client("codebuild"), boto3.client("ecr")
     client.create_project(
-        name=builder("slml"),
+        name=codebuild_project("slml"),
         source={"type": "S3", "location": "bucket/image/"},
         artifacts={"type": "NO_ARTIFACTS"},
         environment={
@@ -224,7 +234,7 @@ def test_the_stack_builds_where_no_tool_is_at_hand(tools: Tools, cloud: Workspac
     kind = "application/vnd.docker.distribution.manifest.v2+json"
     manifest = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": DIGEST}, "layers": []}
     put = ecr.put_image(repositoryName="slml", imageManifest=json.dumps(manifest), imageTag="cpu")
-    made = build(cloud, tmp_path, arguments={"PIP_INDEX_URL": "https://pypi.example.org"})
+    made = build_image(cloud, tmp_path, arguments={"PIP_INDEX_URL": "https://pypi.example.org"})
     assert made.endswith(f"/slml:cpu@{put['image']['imageId']['imageDigest']}")
     [uri] = S3FileSystem().ls("bucket/fares/image")
     assert uri.endswith(".zip")

@@ -18,10 +18,10 @@ from moto import mock_aws
 from slml.aws import events, schedule
 from slml.aws import stack_deploy as stack
 from slml.aws.account import Account
-from slml.aws.changes import Change, Plan, discard, plan
+from slml.aws.changes import ResourceChange, StackPlan, discard_plan, plan_stack
 from slml.aws.parts import UNTAGGED
-from slml.aws.roles import project_policy, role
-from slml.aws.stack_template import INLINE, PARAMETERS, as_json, as_yaml, template
+from slml.aws.roles import project_policy, project_role
+from slml.aws.stack_template import INLINE, PARAMETERS, stack_template, template_json, template_yaml
 from slml.errors import CloudError, SettingsError, UsageError
 from slml.runners.batch import names
 from slml.runs.archive import pack_project
@@ -34,12 +34,12 @@ from support.aws import ACCOUNT, BUCKET, REGION, filled, holds
 
 @pytest.fixture(scope="module")
 def whole() -> Mapping[str, object]:
-    return template(["taxi", "houses_eu"])
+    return stack_template(["taxi", "houses_eu"])
 
 
 def test_cfn_lint_finds_nothing(whole: Mapping[str, object], tmp_path: Path) -> None:
     path = tmp_path / "template.yaml"
-    path.write_text(as_yaml(whole))
+    path.write_text(template_yaml(whole))
     lint = Path(sys.executable).parent / "cfn-lint"
     done = subprocess.run(
         [lint, "--regions", "us-east-1", REGION, "--", path], capture_output=True, text=True, timeout=60
@@ -120,14 +120,15 @@ def test_no_container_reaches_the_role_of_its_machine(whole: Mapping[str, object
 def test_a_project_without_a_good_name_is_refused() -> None:
     for projects in (["taxi-demo"], ["taxi", "Taxi"], [""], []):
         with pytest.raises(UsageError):
-            template(projects)
+            stack_template(projects)
 
 
 def test_projects_whose_names_look_alike_stay_apart() -> None:
     """`a_b` and `ab` are different inside the template, where underscores are not allowed."""
-    two, one = template(["a_b", "ab"]), template(["ab"])
+    two, one = stack_template(["a_b", "ab"]), stack_template(["ab"])
     assert (
-        len(two["Resources"]) - len(one["Resources"]) == len(one["Resources"]) - len(template(["c"])["Resources"]) + 8
+        len(two["Resources"]) - len(one["Resources"])
+        == len(one["Resources"]) - len(stack_template(["c"])["Resources"]) + 8
     )
 
 
@@ -211,7 +212,7 @@ def test_a_role_reaches_nothing_of_the_stack_itself() -> None:
 
 def test_a_role_may_call_its_own_mlflow_only() -> None:
     """The App of another project has another ARN, which this policy does not name."""
-    policy = role("taxi")["MlflowUsetaxi"]["Properties"]["PolicyDocument"]
+    policy = project_role("taxi")["MlflowUsetaxi"]["Properties"]["PolicyDocument"]
     assert [one["Resource"] for one in policy["Statement"]] == [{"Fn::GetAtt": ["Mlflowtaxi", "Arn"]}]
     assert "mlflow" not in json.dumps(project_policy("taxi")).lower()
 
@@ -226,7 +227,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     for module in ("changes", "events"):
-        monkeypatch.setattr(f"slml.aws.{module}.PAUSE", 0)
+        monkeypatch.setattr(f"slml.aws.{module}.POLL_SECONDS", 0)
     cloudformation.install()
     with mock_aws():
         yield
@@ -237,7 +238,7 @@ def nothing(_: str) -> None:
 
 
 def test_a_plan_changes_nothing(cloud: None) -> None:
-    found = plan("slml", ["taxi"])
+    found = plan_stack("slml", ["taxi"])
     assert found.new
     assert {one.action for one in found.changes} == {"add"}
     assert str(found).splitlines()[0] == (
@@ -246,13 +247,13 @@ def test_a_plan_changes_nothing(cloud: None) -> None:
     assert boto3.client("s3").list_buckets()["Buckets"] == []
     with pytest.raises(UsageError, match="There is no stack 'slml'"):
         stack.stack_status("slml")
-    discard(found)
+    discard_plan(found)
     assert boto3.client("cloudformation").describe_stacks()["Stacks"] == []
 
 
 def test_deploy_makes_everything_under_the_names_of_the_convention(cloud: None) -> None:
     said: list[str] = []
-    found = stack.deploy_stack(plan("slml", ["taxi"], {"MonthlyBudgetUsd": "50"}), said.append)
+    found = stack.deploy_stack(plan_stack("slml", ["taxi"], {"MonthlyBudgetUsd": "50"}), said.append)
     assert said
     assert found.projects == ("taxi",)
     assert found.parameters["MonthlyBudgetUsd"] == "50"
@@ -273,9 +274,9 @@ def test_deploy_makes_everything_under_the_names_of_the_convention(cloud: None) 
 
 
 def test_another_project_joins_and_the_first_stays(cloud: None) -> None:
-    stack.deploy_stack(plan("slml", ["taxi"], {"MaxVcpus": "8"}), nothing)
+    stack.deploy_stack(plan_stack("slml", ["taxi"], {"MaxVcpus": "8"}), nothing)
     boto3.client("s3").put_object(Bucket=BUCKET, Key="taxi/x", Body=b"1")
-    added = plan("slml", ["houses"])
+    added = plan_stack("slml", ["houses"])
     assert not added.new
     assert added.projects == ("houses", "taxi")
     assert {one.name for one in added.changes if one.action == "add"} >= {
@@ -291,8 +292,8 @@ def test_another_project_joins_and_the_first_stays(cloud: None) -> None:
 
 
 def test_the_same_again_is_nothing_to_change(cloud: None) -> None:
-    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
-    again = plan("slml", given=dict(stack.stack_status("slml").stack.parameters))
+    stack.deploy_stack(plan_stack("slml", ["taxi"]), nothing)
+    again = plan_stack("slml", given=dict(stack.stack_status("slml").stack.parameters))
     assert again.changes == ()
     assert "nothing to change" in str(again)
     assert stack.deploy_stack(again, nothing).state == "CREATE_COMPLETE"
@@ -300,15 +301,15 @@ def test_the_same_again_is_nothing_to_change(cloud: None) -> None:
 
 def test_many_projects_travel_through_the_bucket(cloud: None) -> None:
     many = [f"project{n}" for n in range(5)]
-    assert len(as_json(template(many))) > INLINE
+    assert len(template_json(stack_template(many))) > INLINE
     with pytest.raises(UsageError, match="one project first"):
-        plan("slml", many)
-    stack.deploy_stack(plan("slml", many[:1]), nothing)
-    assert stack.deploy_stack(plan("slml", many), nothing).projects == tuple(many)
+        plan_stack("slml", many)
+    stack.deploy_stack(plan_stack("slml", many[:1]), nothing)
+    assert stack.deploy_stack(plan_stack("slml", many), nothing).projects == tuple(many)
 
 
 def test_status_counts_what_waits_and_what_is_paid(cloud: None) -> None:
-    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
+    stack.deploy_stack(plan_stack("slml", ["taxi"]), nothing)
     found = stack.stack_status("slml")
     assert found.paid == []
     assert sum(found.waiting.values()) == 0
@@ -318,7 +319,7 @@ def test_status_counts_what_waits_and_what_is_paid(cloud: None) -> None:
 
 
 def test_destroy_keeps_the_data_and_a_new_stack_finds_it(cloud: None) -> None:
-    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
+    stack.deploy_stack(plan_stack("slml", ["taxi"]), nothing)
     s3, glue = boto3.client("s3"), boto3.client("glue")
     s3.put_object(Bucket=BUCKET, Key="taxi/x", Body=b"1")
     glue.create_table(DatabaseName="taxi", TableInput={"Name": "trips"})
@@ -329,13 +330,13 @@ def test_destroy_keeps_the_data_and_a_new_stack_finds_it(cloud: None) -> None:
     assert "keeps the database taxi" in said
     with pytest.raises(UsageError):
         stack.stack_status("slml")
-    assert stack.deploy_stack(plan("slml", ["taxi"]), nothing).projects == ("taxi",)
+    assert stack.deploy_stack(plan_stack("slml", ["taxi"]), nothing).projects == ("taxi",)
     assert s3.get_object(Bucket=BUCKET, Key="taxi/x")["Body"].read() == b"1"
     assert [table["Name"] for table in glue.get_tables(DatabaseName="taxi")["TableList"]] == ["trips"]
 
 
 def test_destroy_with_the_data_leaves_nothing(cloud: None) -> None:
-    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
+    stack.deploy_stack(plan_stack("slml", ["taxi"]), nothing)
     s3 = boto3.client("s3")
     for text in (b"1", b"2"):
         s3.put_object(Bucket=BUCKET, Key="taxi/x", Body=text)
@@ -347,7 +348,7 @@ def test_destroy_with_the_data_leaves_nothing(cloud: None) -> None:
 
 
 def test_destroy_of_a_stack_that_was_never_used_leaves_nothing(cloud: None) -> None:
-    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
+    stack.deploy_stack(plan_stack("slml", ["taxi"]), nothing)
     stack.destroy_stack("slml", say=nothing)
     assert boto3.client("s3").list_buckets()["Buckets"] == []
 
@@ -355,7 +356,7 @@ def test_destroy_of_a_stack_that_was_never_used_leaves_nothing(cloud: None) -> N
 def test_a_database_of_somebody_else_is_not_touched(cloud: None) -> None:
     boto3.client("glue").create_database(DatabaseInput={"Name": "taxi", "LocationUri": "s3://payroll/"})
     with pytest.raises(CloudError, match="not of this stack"):
-        plan("slml", ["taxi"])
+        plan_stack("slml", ["taxi"])
 
 
 # Schedules
@@ -364,7 +365,7 @@ def test_a_database_of_somebody_else_is_not_touched(cloud: None) -> None:
 @pytest.fixture
 def project(cloud: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workspace:
     """A folder with a pipeline, in the workspace of a deployed stack."""
-    stack.deploy_stack(plan("slml", ["taxi", "houses"]), nothing)
+    stack.deploy_stack(plan_stack("slml", ["taxi", "houses"]), nothing)
     (tmp_path / "slml.toml").touch()
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines/table.yaml").write_text("steps: {}\n")
@@ -374,26 +375,26 @@ def project(cloud: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Wor
 
 def shipped(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """moto answers boto3 in this process, and s3fs does not ask boto3: the archive is put where a bucket would be."""
-    monkeypatch.setattr(schedule, "ship", lambda folder, workspace: workspace.uri("code", "1.tar.gz"))
+    monkeypatch.setattr(schedule, "upload_project", lambda folder, workspace: workspace.uri("code", "1.tar.gz"))
 
 
 def test_a_schedule_is_made_changed_listed_and_removed(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped(project, monkeypatch)
-    made = schedule.schedule("pipelines/table.yaml", "0 3 * * *", project, {"table": "trips"}, "Europe/Berlin")
+    made = schedule.schedule_pipeline("pipelines/table.yaml", "0 3 * * *", project, {"table": "trips"}, "Europe/Berlin")
     assert (made.name, made.when) == ("taxi-table", "cron(0 3 * * ? *)")
-    schedule.schedule("pipelines/table.yaml", "rate(1 day)", project)
+    schedule.schedule_pipeline("pipelines/table.yaml", "rate(1 day)", project)
     assert [(one.name, one.when) for one in schedule.list_schedules(project)] == [("taxi-table", "rate(1 day)")]
-    assert schedule.unschedule("pipelines/table.yaml", project) == "taxi-table"
+    assert schedule.unschedule_pipeline("pipelines/table.yaml", project) == "taxi-table"
     assert schedule.list_schedules(project) == []
     with pytest.raises(UsageError, match="There is no schedule 'taxi-table'"):
-        schedule.unschedule("table", project)
+        schedule.unschedule_pipeline("table", project)
 
 
 def test_a_project_sees_its_own_schedules_only(project: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped(project, monkeypatch)
     other = Workspace(**stack.stack_status("slml").stack.settings("houses"), user="ben")
-    schedule.schedule("pipelines/table.yaml", "rate(1 day)", project)
-    schedule.schedule("pipelines/table.yaml", "rate(1 day)", other)
+    schedule.schedule_pipeline("pipelines/table.yaml", "rate(1 day)", project)
+    schedule.schedule_pipeline("pipelines/table.yaml", "rate(1 day)", other)
     assert [one.name for one in schedule.list_schedules(other)] == ["houses-table"]
 
 
@@ -401,7 +402,7 @@ def test_what_a_schedule_submits_is_what_batch_takes_and_the_role_may(
     project: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped(project, monkeypatch)
-    schedule.schedule("pipelines/table.yaml", "0 3 * * *", project, {"table": "trips"})
+    schedule.schedule_pipeline("pipelines/table.yaml", "0 3 * * *", project, {"table": "trips"})
     found = boto3.client("scheduler").get_schedule(GroupName="slml", Name="taxi-table")
     asked = cloudformation.camel(json.loads(found["Target"]["Input"]))
     batch = boto3.client("batch")
@@ -423,11 +424,11 @@ def test_what_a_schedule_submits_is_what_batch_takes_and_the_role_may(
 
 def test_a_pipeline_outside_of_the_project_or_the_cloud_is_not_scheduled(project: Workspace, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="outside of the project"):
-        schedule.schedule("/etc/hostname", "rate(1 day)", project)
+        schedule.schedule_pipeline("/etc/hostname", "rate(1 day)", project)
     with pytest.raises(SettingsError, match="in the cloud"):
-        schedule.schedule("pipelines/table.yaml", "rate(1 day)", Workspace(root=str(tmp_path)))
+        schedule.schedule_pipeline("pipelines/table.yaml", "rate(1 day)", Workspace(root=str(tmp_path)))
     with pytest.raises(UsageError, match="does not say when"):
-        schedule.schedule("pipelines/table.yaml", "nightly", project)
+        schedule.schedule_pipeline("pipelines/table.yaml", "nightly", project)
 
 
 def test_a_scheduled_job_runs_slml_in_the_code_that_was_shipped(tmp_path: Path) -> None:
@@ -458,27 +459,27 @@ def test_without_login_or_region_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(UsageError, match="No region"):
-        plan("slml", ["taxi"])
+        plan_stack("slml", ["taxi"])
     with pytest.raises(UsageError, match="who you are"):
-        plan("slml", ["taxi"], region=REGION)
+        plan_stack("slml", ["taxi"], region=REGION)
 
 
 def test_slips_are_told_before_anything_is_asked() -> None:
     with pytest.raises(UsageError, match="did you mean 'MaxVcpus'"):
-        plan("slml", ["taxi"], {"MaxVcpu": "8"})
+        plan_stack("slml", ["taxi"], {"MaxVcpu": "8"})
     with pytest.raises(SettingsError, match="no stack can be called"):
-        plan("Slml", ["taxi"])
+        plan_stack("Slml", ["taxi"])
 
 
 def test_a_stack_that_was_never_made_has_to_be_removed_first(cloud: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack.deploy_stack(plan("slml", ["taxi"]), nothing)
+    stack.deploy_stack(plan_stack("slml", ["taxi"]), nothing)
     from moto.cloudformation.models import cloudformation_backends
 
     made = next(iter(cloudformation_backends[ACCOUNT][REGION].stacks.values()))
     for state, words in (("ROLLBACK_COMPLETE", "slml aws destroy"), ("UPDATE_IN_PROGRESS", "wait for it")):
         made.status = state
         with pytest.raises(CloudError, match=words):
-            plan("slml", ["taxi"])
+            plan_stack("slml", ["taxi"])
 
 
 def test_the_first_failure_is_told_and_not_its_echo(cloud: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,8 +499,11 @@ def test_the_first_failure_is_told_and_not_its_echo(cloud: None, monkeypatch: py
 
 def test_a_plan_shows_the_gravest_first() -> None:
     account = Account(ACCOUNT, REGION, "arn:aws:iam::1:user/ada", None)
-    lines = (Change("replace", "Bucket", "AWS::S3::Bucket"), Change("add", "<Topic>", "AWS::SNS::Topic"))
-    found = Plan("slml", account, ("taxi",), lines, "id")
+    lines = (
+        ResourceChange("replace", "Bucket", "AWS::S3::Bucket"),
+        ResourceChange("add", "<Topic>", "AWS::SNS::Topic"),
+    )
+    found = StackPlan("slml", account, ("taxi",), lines, "id")
     assert str(found).splitlines()[1].startswith("±")
     assert "1 to replace, 1 to add" in found.title
     assert "&lt;Topic&gt;" in found._repr_html_()

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from slml.aws.prices import refresh
-from slml.costs.budget import Budget, balance, check_budget, read_budget, set_budget
-from slml.costs.cost import cost_of, costs, estimate, together, version_runs
+from slml.aws.prices import refresh_prices
+from slml.costs.budget import Budget, budget_balance, check_budget, read_budget, set_budget
+from slml.costs.cost import add_estimates, cost_of, costs, estimate, version_runs
 from slml.costs.prices import Price, PriceBook, query_usd
 from slml.errors import BudgetError, CloudError, SettingsError, SlmlError, UsageError
 from slml.runs.job import Job
@@ -167,7 +167,7 @@ def test_without_an_earlier_run_the_limit_is_told() -> None:
 def test_a_pipeline_is_the_sum_of_its_jobs() -> None:
     known = estimate(Job("train.ipynb", {}, Resources(spot=False)), [run_of()], BOOK)
     new = estimate(Job("tune.ipynb", {}, Resources(spot=False, minutes=59)), [run_of()], BOOK)
-    both = together([known, new.times(2)])
+    both = add_estimates([known, new.times(2)])
     assert both.usd == pytest.approx(1.4 + 2 * 1.4 * 3570 / 3600)
     assert both.jobs == 3
     assert "2 of them without an earlier run" in str(both)
@@ -351,7 +351,7 @@ def test_a_job_that_would_pass_the_budget_is_refused(workspace: Workspace) -> No
 
 def test_a_run_that_passed_its_estimate_is_not_promised_more(workspace: Workspace) -> None:
     slow = run_of(id="2", status="running", seconds=0.0, spent=0.0, started=(NOON - timedelta(hours=5)).isoformat())
-    stands = balance(workspace, [run_of(), slow], BOOK, moment=NOON)
+    stands = budget_balance(workspace, [run_of(), slow], BOOK, moment=NOON)
     assert stands.spent == pytest.approx(1.4 + 1.4 * (5 * 3600 + 30) / 3600)
     assert stands.promised == 0
 
@@ -360,7 +360,7 @@ def test_a_month_of_many_runs_is_added_up_in_a_moment(workspace: Workspace) -> N
     runs = [run_of(id=f"{n:05}", status="waiting" if n % 2 else "done", attempt=1 - n % 2) for n in range(10_000)]
     runs = [replace(run, spent=0.0, seconds=0.0) if run.status == "waiting" else run for run in runs]
     begin = time.perf_counter()
-    stands = balance(workspace, runs, BOOK, moment=NOON)
+    stands = budget_balance(workspace, runs, BOOK, moment=NOON)
     assert time.perf_counter() - begin < 10
     assert (stands.spent, stands.promised) == pytest.approx((7000, 7000))
     assert stands.pending == 5000
@@ -371,10 +371,10 @@ def test_of_two_arrays_at_once_none_overlooks_the_other(workspace: Workspace) ->
     runs = [run_of(id=f"{n}", status="waiting", seconds=0.0, spent=0.0, attempt=0) for n in range(1, 9)]
     done = run_of(id="0", created="2026-10-02T10:00:00+00:00")
     first, second = ["1", "3", "5", "7"], ["2", "4", "6", "8"]
-    assert balance(workspace, [done, *runs], BOOK, first, NOON).pending == 3
-    assert balance(workspace, [done, *runs], BOOK, second, NOON).pending == 4
-    assert balance(workspace, [done, *runs], BOOK, second, NOON).promised == pytest.approx(4 * 1.4)
-    assert balance(workspace, [done, *runs], BOOK, moment=NOON).pending == 8
+    assert budget_balance(workspace, [done, *runs], BOOK, first, NOON).pending == 3
+    assert budget_balance(workspace, [done, *runs], BOOK, second, NOON).pending == 4
+    assert budget_balance(workspace, [done, *runs], BOOK, second, NOON).promised == pytest.approx(4 * 1.4)
+    assert budget_balance(workspace, [done, *runs], BOOK, moment=NOON).pending == 8
 
 
 @pytest.mark.parametrize("usd", [-1, -0.01, math.nan, math.inf, True])
@@ -523,7 +523,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Pricing]]:
 
 
 def test_a_refresh_reads_what_it_knows_and_marks_it(aws: type[Pricing], workspace: Workspace) -> None:
-    done = refresh(workspace, "eu-central-1", NOON)
+    done = refresh_prices(workspace, "eu-central-1", NOON)
     book = PriceBook.load(workspace, "eu-central-1")
     usd = {(p.service, p.item): (p.usd, p.verified) for p in book if p.region == "eu-central-1"}
     assert usd["fargate", "vcpu-hour"] == (0.05, True)
@@ -541,7 +541,7 @@ def test_a_refresh_reads_what_it_knows_and_marks_it(aws: type[Pricing], workspac
     filters = [{f["Field"]: f["Value"] for f in asked["Filters"]} for asked in aws.seen]
     assert all(found["regionCode"] == "eu-central-1" for found in filters)
     assert any(found.get("operatingSystem") == "Linux" and found["tenancy"] == "Shared" for found in filters)
-    assert refresh(workspace, "eu-central-1", NOON).changed == 0
+    assert refresh_prices(workspace, "eu-central-1", NOON).changed == 0
 
 
 def test_a_refresh_that_is_refused_changes_nothing(
@@ -549,11 +549,11 @@ def test_a_refresh_that_is_refused_changes_nothing(
 ) -> None:
     monkeypatch.setattr(aws, "status", 400)
     with pytest.raises(CloudError, match=r"(?s)AccessDenied.*pricing:GetProducts and ec2:DescribeSpotPriceHistory"):
-        refresh(workspace, "eu-central-1")
+        refresh_prices(workspace, "eu-central-1")
     monkeypatch.setattr(aws, "status", 200)
     monkeypatch.setitem(ANSWERS, "AmazonAthena", ["<html>busy</html>"])
     with pytest.raises(CloudError, match="AmazonAthena cannot be understood"):
-        refresh(workspace, "eu-central-1")
+        refresh_prices(workspace, "eu-central-1")
     assert not Path(workspace.uri("prices.json")).exists()
 
 

@@ -24,7 +24,7 @@ from botocore.validate import validate_parameters
 from moto.core.config import default_user_config
 from moto.server import ThreadedMotoServer
 
-from slml.aws.account import connect
+from slml.aws.account import connect_account
 from slml.costs.budget import set_budget
 from slml.errors import BudgetError, CloudError, SubmissionError, UsageError
 from slml.execution.entry import find_run
@@ -469,7 +469,7 @@ def test_without_credentials_it_says_so(project: Path, monkeypatch: pytest.Monke
         BatchRunner(CLOUD).submit(job("fare.ipynb", {}))
     assert "aws configure" in told.value.todo
     with pytest.raises(UsageError) as alike:
-        connect(REGION)
+        connect_account(REGION)
     assert (str(told.value), told.value.exit_code) == (str(alike.value), alike.value.exit_code), "as every command"
 
 

@@ -23,10 +23,17 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from slml.aws import service_deploy as deploy
-from slml.aws.changes import discard
+from slml.aws.changes import discard_plan
 from slml.aws.parts import UNTAGGED
-from slml.aws.service_template import Release, Service, deployed, rights, taken_back, template
-from slml.aws.stack_template import INLINE, as_json, as_yaml
+from slml.aws.service_template import (
+    Release,
+    ServiceState,
+    deploy_release,
+    roll_back_release,
+    service_policy,
+    service_template,
+)
+from slml.aws.stack_template import INLINE, template_json, template_yaml
 from slml.cli import main
 from slml.errors import CloudError, SettingsError, UsageError
 from slml.registry.aliases import Pointer, State, write_change
@@ -43,24 +50,24 @@ ROOT = f"s3://{BUCKET}/taxi"
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/slml@sha256:{'a' * 64}"
 THREE = Release("taxi@3", f"{ROOT}/runs/7/bundle", "3" * 64, IMAGE)
 FOUR = replace(THREE, ref="taxi@4", bundle=f"{ROOT}/runs/9/bundle", hash="4" * 64)
-ALONE = Service(ROOT, "taxi", "taxi", THREE)
-TRIED = deployed(ALONE, FOUR, 10)
+ALONE = ServiceState(ROOT, "taxi", "taxi", THREE)
+TRIED = deploy_release(ALONE, FOUR, 10)
 WITH_KEY = replace(ALONE, live=replace(THREE, key="0123456789abcdef"))
 
 
 # The template
 
 
-@pytest.mark.parametrize("service", [ALONE, TRIED, deployed(TRIED, FOUR), WITH_KEY])
-def test_cfn_lint_finds_nothing(service: Service, tmp_path: Path) -> None:
+@pytest.mark.parametrize("service", [ALONE, TRIED, deploy_release(TRIED, FOUR), WITH_KEY])
+def test_cfn_lint_finds_nothing(service: ServiceState, tmp_path: Path) -> None:
     path = tmp_path / "template.yaml"
-    path.write_text(as_yaml(template(service)))
+    path.write_text(template_yaml(service_template(service)))
     lint = Path(sys.executable).parent / "cfn-lint"
     done = subprocess.run(
         [lint, "--regions", "us-east-1", REGION, "--", path], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, "")
-    for one in template(service)["Resources"].values():
+    for one in service_template(service)["Resources"].values():
         schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema(REGION, one["Type"]).schema
         tags = {tag["Key"]: tag["Value"] for tag in one["Properties"].get("Tags", ())}
         if "Tags" in schema["properties"] and one["Type"] not in UNTAGGED:
@@ -71,33 +78,37 @@ def test_cfn_lint_finds_nothing(service: Service, tmp_path: Path) -> None:
 def test_a_template_travels_in_the_call() -> None:
     """A service has no bucket of its own to put a long one in."""
     longest = replace(TRIED, name="n" * 60, before=replace(THREE, memory=512))
-    assert len(as_json(template(longest))) < INLINE / 2
+    assert len(template_json(service_template(longest))) < INLINE / 2
 
 
 def test_a_canary_and_warm_copies_never_meet() -> None:
     """Lambda refuses an alias that has both; the number of warm copies is kept in the parameter."""
-    alone, tried = (template(service)["Resources"]["Alias"]["Properties"] for service in (ALONE, TRIED))
+    alone, tried = (service_template(service)["Resources"]["Alias"]["Properties"] for service in (ALONE, TRIED))
     assert "RoutingConfig" not in alone
     assert "ProvisionedConcurrencyConfig" in alone
     assert "ProvisionedConcurrencyConfig" not in tried
-    assert "Warm" in template(TRIED)["Parameters"]
+    assert "Warm" in service_template(TRIED)["Parameters"]
 
 
 def test_what_was_published_is_never_published_again() -> None:
     """Also through canary, promotion and rollback: a version that CloudFormation replaced would be another bundle."""
-    steps = [ALONE, TRIED, deployed(TRIED, FOUR), taken_back(deployed(TRIED, FOUR))]
+    steps = [ALONE, TRIED, deploy_release(TRIED, FOUR), roll_back_release(deploy_release(TRIED, FOUR))]
     three = [
-        [one for one in template(step)["Resources"].values() if "taxi@3" in one["Properties"].get("Description", "")]
+        [
+            one
+            for one in service_template(step)["Resources"].values()
+            if "taxi@3" in one["Properties"].get("Description", "")
+        ]
         for step in steps
     ]
     versions = [[one for one in found if one["Type"] == "AWS::Lambda::Version"] for found in three]
     assert all(found == versions[0] and len(found) == 1 for found in versions)
 
 
-def allows(service: Service, action: str, resource: str, **context: str) -> bool:
+def allows(service: ServiceState, action: str, resource: str, **context: str) -> bool:
     """Whether the role of a service may do something to a resource."""
     context = {key.replace("__", ":"): value for key, value in context.items()}
-    for one in filled(rights(service)["Statement"]):
+    for one in filled(service_policy(service)["Statement"]):
         acts = any(fnmatch.fnmatchcase(action, pattern) for pattern in one["Action"])
         there = any(fnmatch.fnmatchcase(resource, pattern) for pattern in one["Resource"])
         if acts and there and holds(one.get("Condition", {}), context):
@@ -131,11 +142,11 @@ def test_the_role_reaches_nothing_else() -> None:
 
 
 def test_only_with_a_key_may_everybody_knock() -> None:
-    found = template(ALONE)["Resources"]
+    found = service_template(ALONE)["Resources"]
     assert found["Url"]["Properties"]["AuthType"] == "AWS_IAM"
     assert "AWS::Lambda::Permission" not in {one["Type"] for one in found.values()}
     assert "SLML_API_KEY" not in found["Function"]["Properties"]["Environment"]["Variables"]
-    keyed = template(WITH_KEY)
+    keyed = service_template(WITH_KEY)
     assert keyed["Resources"]["Url"]["Properties"]["AuthType"] == "NONE"
     assert keyed["Resources"]["Function"]["Properties"]["Environment"]["Variables"]["SLML_API_KEY"] == {"Ref": "ApiKey"}
     assert keyed["Parameters"]["ApiKey"]["NoEcho"] is True
@@ -166,7 +177,7 @@ def cloud(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in (told | {"MOTO_LAMBDA_STUB_ECR": "false"}).items():
         monkeypatch.setenv(name, value)
     for module in ("changes", "events"):
-        monkeypatch.setattr(f"slml.aws.{module}.PAUSE", 0)
+        monkeypatch.setattr(f"slml.aws.{module}.POLL_SECONDS", 0)
     urlopen(f"{server}/moto-api/reset", b"")  # what it holds belongs to the process
     boto3.setup_default_session()
     S3FileSystem.clear_instance_cache()
@@ -211,11 +222,11 @@ def nothing(_: str) -> None:
 
 
 @pytest.fixture
-def put(workspace: Workspace) -> Callable[..., deploy.Held]:
+def put(workspace: Workspace) -> Callable[..., deploy.DeployedService]:
     """Deploys a version."""
 
-    def go(ref: str, percent: int = 100, **more: object) -> deploy.Held:
-        return deploy.carry_out(deploy.plan_deploy(ref, workspace, percent, **more), nothing)
+    def go(ref: str, percent: int = 100, **more: object) -> deploy.DeployedService:
+        return deploy.deploy_service(deploy.plan_deploy(ref, workspace, percent, **more), nothing)
 
     return go
 
@@ -245,10 +256,10 @@ def test_a_version_is_tried_promoted_and_taken_back(workspace: Workspace, put: C
     assert weights(workspace) == {"fare@2": 100}
     put("fare@3", 1)
     assert weights(workspace) == {"fare@2": 99, "fare@3": 1}
-    back = deploy.carry_out(deploy.plan_rollback("fare", workspace), nothing)
+    back = deploy.deploy_service(deploy.plan_rollback("fare", workspace), nothing)
     assert weights(workspace) == {"fare@2": 100}
     assert str(back.service) == "fare@2 gets all requests; before: fare@1"
-    deploy.carry_out(deploy.plan_rollback("fare", workspace), nothing)
+    deploy.deploy_service(deploy.plan_rollback("fare", workspace), nothing)
     assert weights(workspace) == {"fare@1": 100}
     with pytest.raises(UsageError, match="only version"):
         deploy.plan_rollback("fare", workspace)
@@ -275,7 +286,7 @@ def test_a_plan_changes_nothing_and_says_what_callers_will_get(workspace: Worksp
     assert str(step).splitlines()[0] == "fare: fare@1 gets all requests"
     assert {one.action for one in step.plan.changes} == {"add"}
     assert boto3.client("lambda").list_functions()["Functions"] == []
-    discard(step.plan)
+    discard_plan(step.plan)
     assert boto3.client("cloudformation").describe_stacks()["Stacks"] == []
     put("fare@1")
     again = deploy.plan_deploy("fare@1", workspace)
@@ -296,7 +307,7 @@ def test_settings_stay_until_they_are_changed(workspace: Workspace, put: Callabl
 
 def test_a_key_is_never_shown_and_a_new_one_is_another_release(workspace: Workspace, put: Callable) -> None:
     first = put("fare@1", key="open sesame")
-    said = "".join(map(str, (first, deploy.look("fare", workspace), first.service)))
+    said = "".join(map(str, (first, deploy.load_service("fare", workspace), first.service)))
     assert "sesame" not in said
     assert "show a key" in said
     second = put("fare@1", key="another")
@@ -326,10 +337,10 @@ def test_an_image_that_a_service_runs_is_not_thrown_away(workspace: Workspace, p
 
 def test_removing_a_service_leaves_the_project_alone(workspace: Workspace, put: Callable) -> None:
     put("fare@1")
-    deploy.remove("fare", workspace, nothing)
+    deploy.remove_service("fare", workspace, nothing)
     assert boto3.client("lambda").list_functions()["Functions"] == []
     with pytest.raises(UsageError, match="is not deployed"):
-        deploy.look("fare", workspace)
+        deploy.load_service("fare", workspace)
     assert put("fare@1").service.live.ref == "fare@1"
 
 
