@@ -111,7 +111,7 @@ def test_two_processes_may_track_at_once_in_a_new_database(workspace: Workspace)
     code = (
         "from datetime import datetime; from slml.registry.tracking import *; from slml.workspace import Workspace\n"
         "ws = Workspace(); c = open_tracking(ws)\n"
-        "for n in range(5): log_run(c, ws, Tracked('t', datetime.now(), 1.0, 'FINISHED', metrics={'n': n}))"
+        "for n in range(5): log_run(c, ws, FinishedRun('t', datetime.now(), 1.0, 'FINISHED', metrics={'n': n}))"
     )
     new = Workspace(root=workspace.root, project="test", tracking_uri=f"sqlite:///{workspace.root}/mlflow.db")
     started = [

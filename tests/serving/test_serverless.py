@@ -502,6 +502,6 @@ def test_a_function_that_cannot_start_says_why(
 
 
 def test_the_process_loads_nothing_heavy(variables: Mapping[str, str]) -> None:
-    code = "from slml.serving import serverless; serverless.opened(); import sys; print(*sys.modules)"
+    code = "from slml.serving import serverless; serverless.current_function(); import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
     assert not {"torch", "mlflow", "boto3", "pandas", "granian", "typer"} & set(done.stdout.split()), done.stderr
