@@ -20,7 +20,7 @@ def serving_process(
     model: str,  # taxi@champion, or a bundle's path or URI
     root: str,  # of the workspace
     project: str,
-    **options: object,  # of `slml.serving.serve.Settings`
+    **options: object,  # of `slml.serving.serve.ServeSettings`
 ) -> list[str]:  # a command
     "The command of the process that serves a model."
     arguments = [

@@ -247,7 +247,7 @@ def outside(
 ) -> list[list[str]]:  # one for each row, or none at all
     "Where rows are beyond what the model has seen in training."
     found: dict[int, list[str]] = {}
-    for one in predictor.seen:
+    for one in predictor.ranges:
         column = table[one.column]
         if one.low is not None:
             mask = beyond(column, one.low, one.high)

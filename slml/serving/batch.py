@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ..contract.contract import Contract
+from ..display import facts_table
 from ..errors import ContractError, StorageError, TableError, closest
 from ..registry.bundle import Bundle
 from ..storage import exists, filesystem, open_atomic, remove
@@ -104,19 +105,19 @@ def output_schema(
     classes = bundle.encoder.target.classes
     types = {ROW: pa.int64(), **{f.name: f.type for f in snapshot.schema}}
     keys = [(name, types[name]) for name in key_columns(bundle.contract, snapshot.schema)]
-    found = prediction_columns(np.empty((0, len(classes)) if classes else 0, np.float32), classes)
-    own = [
-        *((name, column.type) for name, column in found.items()),
+    columns = prediction_columns(np.empty((0, len(classes)) if classes else 0, np.float32), classes)
+    predicted = [
+        *((name, column.type) for name, column in columns.items()),
         ("version", pa.string()),
         ("snapshot", pa.string()),
     ]
-    if taken := {name for name, _ in keys} & {name for name, _ in own}:
+    if conflicts := {name for name, _ in keys} & {name for name, _ in predicted}:
         raise ContractError(
             f"The key of contract '{bundle.contract.name}' has a name that the predictions need.",
-            came=", ".join(sorted(taken)),
+            came=", ".join(sorted(conflicts)),
             todo="rename that column.",
         )
-    return pa.schema([*keys, *own])
+    return pa.schema([*keys, *predicted])
 
 # %% ../../nbs/serving/batch.ipynb #4915f344
 READ_ROWS = 65_536  # rows that are read and encoded at a time
@@ -183,14 +184,14 @@ def row_group_parts(
 
 # %% ../../nbs/serving/batch.ipynb #4d68eadd
 def _read_part(part: RowGroups, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    "The rows of a part and the place of the first of each piece. Raises `StorageError` for a damaged file."
-    place = part.first
+    "The rows of a part in pieces, each with the number of its first row. Raises `StorageError` for a damaged file."
+    first = part.first
     for file, groups in groupby(part.groups, lambda group: group[0]):
         with open_parquet(file) as parquet:
             try:
                 for rows in parquet.iter_batches(READ_ROWS, row_groups=[n for _, n in groups], columns=list(columns)):
-                    yield place, rows
-                    place += len(rows)
+                    yield first, rows
+                    first += len(rows)
             except (OSError, pa.ArrowException) as error:
                 raise StorageError(
                     f"The data file {file} is damaged.", came=str(error), todo="take an earlier snapshot of the table."
@@ -204,15 +205,15 @@ def predict_part(
     cores: int = 1,
 ) -> Iterator[pa.RecordBatch]:
     "Keys and predictions of a part, in pieces. Raises `StorageError`, `TrainingError` for a value of another kind."
-    kept = pa.schema([field for field in schema if field.name not in ("version", "snapshot")])
-    keys = [name for name in kept.names if name not in (ROW, "prediction", "probabilities")]
+    file_schema = pa.schema([field for field in schema if field.name not in ("version", "snapshot")])
+    keys = [name for name in file_schema.names if name not in (ROW, "prediction", "probabilities")]
     columns = dict.fromkeys([*keys, *(i.column for i in bundle.encoder.inputs)])
 
     def work(piece: tuple[int, pa.RecordBatch]) -> pa.RecordBatch:
-        place, rows = piece
-        found = {ROW: pa.array(np.arange(place, place + len(rows))), **{name: rows.column(name) for name in keys}}
-        found |= prediction_columns(predict_batch(bundle, rows), bundle.encoder.target.classes)
-        return pa.RecordBatch.from_arrays([found[f.name].cast(f.type) for f in kept], schema=kept)
+        first, rows = piece
+        values = {ROW: pa.array(np.arange(first, first + len(rows))), **{name: rows.column(name) for name in keys}}
+        values |= prediction_columns(predict_batch(bundle, rows), bundle.encoder.target.classes)
+        return pa.RecordBatch.from_arrays([values[f.name].cast(f.type) for f in file_schema], schema=file_schema)
 
     return map_in_order(work, _read_part(part, list(columns)), cores)
 
@@ -221,16 +222,16 @@ def _ensure_part(
     bundle: Bundle,
     part: RowGroups,
     schema: pa.Schema,
-    place: str,  # of the part's file
+    uri: str,  # of the part's file
     cores: int,
 ) -> bool:  # whether it had to be predicted
-    "See that the predictions of a part are in its file. Raises `StorageError`, `TrainingError`."
-    if exists(place):
-        with suppress(StorageError), open_parquet(place) as there:  # a damaged one is made again
-            if there.metadata.num_rows == part.rows:
+    "Write the predictions of a part to its file, unless they are there. Raises `StorageError`, `TrainingError`."
+    if exists(uri):
+        with suppress(StorageError), open_parquet(uri) as parquet:  # a damaged one is made again
+            if parquet.metadata.num_rows == part.rows:
                 return False
-    kept = pa.schema([field for field in schema if field.name not in ("version", "snapshot")])
-    with open_atomic(place) as file, pq.ParquetWriter(file, kept, compression="zstd") as writer:
+    file_schema = pa.schema([field for field in schema if field.name not in ("version", "snapshot")])
+    with open_atomic(uri) as file, pq.ParquetWriter(file, file_schema, compression="zstd") as writer:
         for batch in predict_part(bundle, part, schema, cores):
             writer.write_batch(batch)
     return True
@@ -251,7 +252,7 @@ def count_predictions(
 # %% ../../nbs/serving/batch.ipynb #27e556e7
 @dataclass(frozen=True)
 class PredictionResult:
-    "What became of a snapshot's rows."
+    "The table of predictions for a snapshot, and how many of them a call has made."
 
     table: Snapshot  # of the predictions
     rows: int  # of the snapshot; each has one prediction of the version in the table
@@ -259,9 +260,8 @@ class PredictionResult:
     computed: int  # of those, in this call and not in one that was stopped
 
     def _repr_html_(self) -> str:
-        facts = {"predictions": self.table.ref, "rows": self.rows, "added": self.added, "computed": self.computed}
-        cells = (f"<tr><th>{k}</th><td>{v if isinstance(v, str) else f'{v:,}'}</td></tr>" for k, v in facts.items())
-        return f"<table>{''.join(cells)}</table>"
+        counts = {"rows": self.rows, "added": self.added, "computed": self.computed}
+        return facts_table({"predictions": self.table.ref, **{name: f"{n:,}" for name, n in counts.items()}})
 
 # %% ../../nbs/serving/batch.ipynb #5f7421f6
 def _has_all_predictions(table: Snapshot, snapshot: Snapshot, version: str) -> bool:
@@ -283,8 +283,8 @@ def _all_rows(files: Sequence[str], schema: pa.Schema, version: str, snapshot: S
     for file in files:
         with open_parquet(file) as part:
             for rows in part.iter_batches(READ_ROWS):
-                same = [pa.repeat(text, len(rows)) for text in (version, snapshot.ref)]
-                yield pa.RecordBatch.from_arrays([*rows.columns, *same], schema=schema)
+                constants = [pa.repeat(text, len(rows)) for text in (version, snapshot.ref)]
+                yield pa.RecordBatch.from_arrays([*rows.columns, *constants], schema=schema)
                 count += len(rows)
     if count != snapshot.rows:
         raise TableError("Rows are unaccounted for.", expected=f"{snapshot.rows:,} predictions", came=f"{count:,}")
@@ -301,26 +301,26 @@ def predict_snapshot(
 ) -> PredictionResult:
     "Predict each row of a snapshot once. Raises `ContractError`, `TableError`, `StorageError`, `TrainingError`."
     check_predictable(bundle, snapshot)
-    schema, place = output_schema(bundle, snapshot), f"{folder}/{snapshot.table}-{snapshot.id}-{bundle.hash[:12]}"
+    schema, parts = output_schema(bundle, snapshot), f"{folder}/{snapshot.table}-{snapshot.id}-{bundle.hash[:12]}"
     if table.exists:
-        check_fits(schema, (now := table.snapshot()).schema, table.name)
-        if _has_all_predictions(now, snapshot, version):
-            remove(place)
-            return PredictionResult(now, snapshot.rows, 0, 0)
-    made = list(_predict_parts(bundle, snapshot, schema, place, cores, part_rows))
-    rows = _all_rows([file for file, _ in made], schema, version, snapshot)
-    after, added = _append_once(table, pa.RecordBatchReader.from_batches(schema, rows), bundle, version, snapshot)
-    remove(place)
-    return PredictionResult(after, snapshot.rows, added, sum(computed for _, computed in made))
+        check_fits(schema, (current := table.snapshot()).schema, table.name)
+        if _has_all_predictions(current, snapshot, version):
+            remove(parts)
+            return PredictionResult(current, snapshot.rows, 0, 0)
+    files = dict(_predict_parts(bundle, snapshot, schema, parts, cores, part_rows))
+    rows = pa.RecordBatchReader.from_batches(schema, _all_rows(list(files), schema, version, snapshot))
+    after, added = _append_once(table, rows, bundle, version, snapshot)
+    remove(parts)
+    return PredictionResult(after, snapshot.rows, added, sum(files.values()))
 
 # %% ../../nbs/serving/batch.ipynb #6319c1df
 def _predict_parts(
-    bundle: Bundle, snapshot: Snapshot, schema: pa.Schema, place: str, cores: int, part_rows: int
+    bundle: Bundle, snapshot: Snapshot, schema: pa.Schema, folder: str, cores: int, part_rows: int
 ) -> Iterator[tuple[str, int]]:
     "The file of each part, and how many rows had to be predicted for it."
     with tqdm(total=snapshot.rows, unit=" rows", unit_scale=True, leave=False, delay=2) as bar:
         for part in row_group_parts(snapshot, part_rows):
-            file = f"{place}/{part.number:06d}.parquet"
+            file = f"{folder}/{part.number:06d}.parquet"
             yield file, part.rows * _ensure_part(bundle, part, schema, file, cores)
             bar.update(part.rows)
 
@@ -329,15 +329,15 @@ def _append_once(
     table: Table, rows: pa.RecordBatchReader, bundle: Bundle, version: str, snapshot: Snapshot
 ) -> tuple[Snapshot, int]:
     "The table with the rows in it, and how many of them this commit has added: none where another was faster."
-    faster = []
+    checks = []  # whether the table had all predictions already, at each try
 
     def unless(current: Snapshot) -> bool:
-        faster[:] = [_has_all_predictions(current, snapshot, version)]
-        return faster[0]
+        checks[:] = [_has_all_predictions(current, snapshot, version)]
+        return checks[0]
 
-    noted = {"predicted": snapshot.ref, "version": version, "bundle": bundle.hash}
-    after = table.append(rows, noted, unless=unless)
-    return after, 0 if any(faster) else snapshot.rows
+    properties = {"predicted": snapshot.ref, "version": version, "bundle": bundle.hash}
+    after = table.append(rows, properties, unless=unless)
+    return after, 0 if any(checks) else snapshot.rows
 
 # %% ../../nbs/serving/batch.ipynb #747cf92c
 def _histograms(axes: "Axes", values: dict[str, pa.ChunkedArray]) -> None:

@@ -40,14 +40,14 @@ def _json_value(value: object) -> str | float:
 
 def _request_body(rows: "pa.Table") -> bytes:
     "Rows as the body of a request."
-    found = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_pylist()]
-    return json.dumps({"rows": found}, default=_json_value).encode()
+    values = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_pylist()]
+    return json.dumps({"rows": values}, default=_json_value).encode()
 
 # %% ../../nbs/serving/check.ipynb #081d2d2f
 def free_port() -> int:
     "A port that nobody listens at."
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 # %% ../../nbs/serving/check.ipynb #b2a90f6d
 def _wait_until_ready(process: subprocess.Popen, url: str, end: float) -> None:
@@ -66,12 +66,12 @@ def _wait_until_ready(process: subprocess.Popen, url: str, end: float) -> None:
 @contextmanager
 def running_service(
     source: str,  # a bundle's path or URI, or taxi@champion with --root and --project
-    *words: str,  # options of `slml serve`
+    *options: str,  # options of `slml serve`
     seconds: float = 30.0,  # until it answers
 ) -> Iterator[str]:  # its address
     "A service in a process of its own, ended afterwards. Raises `RegistryError` where it does not come up."
     port = free_port()
-    command = [sys.executable, "-m", "slml.serving", source, "--port", str(port), *words]
+    command = [sys.executable, "-m", "slml.serving", source, "--port", str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _wait_until_ready(process, url := f"http://127.0.0.1:{port}", time.monotonic() + seconds)

@@ -32,7 +32,7 @@ class Metrics:
         self.times, self.seconds = [0] * (len(TIME_BOUNDS) + 1), 0.0  # of answers to /predict
         self.shadow_dropped = self.shadow_failed = 0
 
-    def answered(
+    def count_answer(
         self,
         path: str,  # a known one, or anything
         status: int,
@@ -44,7 +44,7 @@ class Metrics:
             self.times[bisect_left(TIME_BOUNDS, seconds)] += 1
             self.seconds += seconds
 
-    def predicted(
+    def count_rows(
         self,
         version: str,
         role: str,
@@ -63,17 +63,17 @@ class Metrics:
         log: "RequestLog | None",
         trouble: Mapping[str, str],  # what does not work -> why
     ) -> tuple[bytes, str]:  # and its content type
-        "Everything, in Prometheus's words."
+        "All metrics in the text format of Prometheus."
         return _exposition_text(
             [*_count_metrics(self), *_version_metric(versions), _trouble_metric(trouble), *_log_metrics(log)]
         )
 
 # %% ../../nbs/serving/metrics.ipynb #704bc2e5
-def _counter_family(name: str, what: str, labels: Sequence[str], counts: Mapping[Any, int]) -> "Metric":
+def _counter_family(name: str, help: str, labels: Sequence[str], counts: Mapping[Any, int]) -> "Metric":
     "Counts as a family; a key is a label, or a tuple of them."
     from prometheus_client.core import CounterMetricFamily
 
-    family = CounterMetricFamily(name, what, labels=labels)
+    family = CounterMetricFamily(name, help, labels=labels)
     for key, count in list(counts.items()):
         family.add_metric([str(part) for part in (key if isinstance(key, tuple) else (key,))], count)
     return family
@@ -117,8 +117,8 @@ def _trouble_metric(trouble: Mapping[str, str]) -> "Metric":
     from prometheus_client.core import GaugeMetricFamily
 
     gauge = GaugeMetricFamily("slml_trouble", "What does not work, though requests are answered.", labels=("what",))
-    for what in list(trouble):
-        gauge.add_metric([what], 1)
+    for name in list(trouble):
+        gauge.add_metric([name], 1)
     return gauge
 
 
@@ -137,14 +137,14 @@ def _log_metrics(log: "RequestLog | None") -> "Iterator[Metric]":
 class _Collector:
     "Metrics as prometheus_client collects them."
 
-    def __init__(self, found: "Sequence[Metric]"):
-        self._found = found
+    def __init__(self, families: "Sequence[Metric]"):
+        self._families = families
 
     def collect(self) -> "Sequence[Metric]":
-        return self._found
+        return self._families
 
 
-def _exposition_text(found: "Sequence[Metric]") -> tuple[bytes, str]:
+def _exposition_text(families: "Sequence[Metric]") -> tuple[bytes, str]:
     "Metrics, and those of the process, as Prometheus reads them; and the content type."
     from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
     from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -152,5 +152,5 @@ def _exposition_text(found: "Sequence[Metric]") -> tuple[bytes, str]:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
-    registry.register(_Collector(found))
+    registry.register(_Collector(families))
     return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -87,8 +87,8 @@ def category_codes(
     kind: str,  # of the column: int, bool or text
 ) -> CategoryCodes:
     "The codes by the values themselves, so that a number need not be written as text first."
-    read = {"int": int, "bool": {"true": True, "false": False}.get}.get(kind, str)
-    return CategoryCodes({None: MISSING, **{read(word): place + 2 for place, word in enumerate(vocabulary)}})
+    parse = {"int": int, "bool": {"true": True, "false": False}.get}.get(kind, str)
+    return CategoryCodes({None: MISSING, **{parse(text): n + 2 for n, text in enumerate(vocabulary)}})
 
 # %% ../../nbs/serving/predictor.ipynb #3a68f0d7
 def encoders(
@@ -96,9 +96,9 @@ def encoders(
     types: Mapping[str, str],  # column -> type of the contract
 ) -> list[Callable[[Any], float | int]]:  # one for each input
     "What makes each input of a value."
-    made = {"number": lambda i: as_number, "timestamp": lambda i: as_seconds}
-    made["category"] = lambda i: category_codes(i.vocabulary, types[i.column]).__getitem__
-    return [made[i.kind](i) for i in encoding.inputs]
+    encoder_of = {"number": lambda i: as_number, "timestamp": lambda i: as_seconds}
+    encoder_of["category"] = lambda i: category_codes(i.vocabulary, types[i.column]).__getitem__
+    return [encoder_of[i.kind](i) for i in encoding.inputs]
 
 # %% ../../nbs/serving/predictor.ipynb #83ec5779
 def open_graph(
@@ -137,8 +137,8 @@ class Slot:
         for n in self.order:
             self._binding.bind_input(inputs[n].name, "cpu", 0, kinds[n].type, [rows], start)
             start += rows * kinds[n].itemsize
-        place = self.output.ctypes.data
-        self._binding.bind_output(output.name, "cpu", 0, np.float32, list(self.output.shape), place)
+        address = self.output.ctypes.data
+        self._binding.bind_output(output.name, "cpu", 0, np.float32, list(self.output.shape), address)
 
     def __call__(
         self,
@@ -210,24 +210,24 @@ def training_ranges(
     profile: Mapping[str, Any],  # column -> facts, as profile.json has them
 ) -> tuple[TrainingRange, ...]:  # each column once
     "What a value can be outside of."
-    found = {}
+    ranges = {}
     for one in encoding.inputs:
         facts = profile.get(one.column, {})
         if one.kind == "category":
-            words = [*one.vocabulary, *facts.get("categories", {})]
-            found[one.column] = TrainingRange(
-                one.column, known=frozenset(category_codes(words, types[one.column])) - {None}
+            values = [*one.vocabulary, *facts.get("categories", {})]
+            ranges[one.column] = TrainingRange(
+                one.column, known=frozenset(category_codes(values, types[one.column])) - {None}
             )
         elif one.kind == "number" and isinstance(facts.get("min"), int | float):
-            found.setdefault(one.column, TrainingRange(one.column, facts["min"], facts["max"]))
-    return tuple(found.values())
+            ranges.setdefault(one.column, TrainingRange(one.column, facts["min"], facts["max"]))
+    return tuple(ranges.values())
 
 # %% ../../nbs/serving/predictor.ipynb #e94c2f05
-def _range_test(seen: TrainingRange) -> Callable[[Any], bool]:
+def _range_test(training: TrainingRange) -> Callable[[Any], bool]:
     "Whether a value is outside; a missing one is not."
-    known, low, high = seen.known | {None}, seen.low, seen.high
+    categories, low, high = training.known | {None}, training.low, training.high
     if low is None:
-        return lambda value: value not in known
+        return lambda value: value not in categories
     return lambda value: value is not None and not low <= value <= high
 
 # %% ../../nbs/serving/predictor.ipynb #fdcdad51
@@ -256,17 +256,17 @@ class Predictor(Graph):
         self.types = {c.name: c.type for c in self.terms.columns}
         self.reader = Reader(self.terms, [i.column for i in self.encoding.inputs], strict)
         super().__init__(open_graph(bundle.files["model.onnx"]))
-        places = {name: f"c{n}" for n, name in enumerate(self.reader.names)}
-        self._encoders = self._in_order(places)
+        attributes = {name: f"c{n}" for n, name in enumerate(self.reader.names)}
+        self._encoders = self._encoders_in_order(attributes)
         profile = _decode_part(bundle, "profile.json", dict)
-        self.seen = training_ranges(self.encoding, self.types, profile.get("columns", {}))
-        self._beyond = [(one.column, places[one.column], _range_test(one)) for one in self.seen]
+        self.ranges = training_ranges(self.encoding, self.types, profile.get("columns", {}))
+        self._range_tests = [(one.column, attributes[one.column], _range_test(one)) for one in self.ranges]
         self.predict([[encode(None) for _, encode in self._encoders]])
 
-    def _in_order(self, places: Mapping[str, str]) -> list[tuple[str, Callable]]:
+    def _encoders_in_order(self, attributes: Mapping[str, str]) -> list[tuple[str, Callable]]:
         "The attribute of a row and its encoder, for each input in the graph's order."
-        made = zip(self.encoding.inputs, encoders(self.encoding, self.types), strict=True)
-        by_name = {i.name: (places[i.column], encode) for i, encode in made}
+        pairs = zip(self.encoding.inputs, encoders(self.encoding, self.types), strict=True)
+        by_name = {i.name: (attributes[i.column], encode) for i, encode in pairs}
         return [by_name[name] for name in self._names]
 
     @classmethod
@@ -294,7 +294,7 @@ class Predictor(Graph):
         row: msgspec.Struct,
     ) -> list[str]:  # names of columns
         "Where a row is beyond what the model has seen in training."
-        return [name for name, place, beyond in self._beyond if beyond(getattr(row, place))]
+        return [name for name, attribute, is_outside in self._range_tests if is_outside(getattr(row, attribute))]
 
 # %% ../../nbs/serving/predictor.ipynb #8fa37e20
 def _wrong_bundle(bundle: Bundle, hash: str) -> RegistryError:

@@ -35,7 +35,7 @@ CHAMPION = "champion"  # the alias that a canary and a shadow stand beside
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    "What a process is told."
+    "The settings of a serving process."
 
     source: str  # "taxi@champion", or a bundle's path or URI
     root: str = ""  # of the workspace; empty: nothing is logged
@@ -69,12 +69,12 @@ def _pointer_to_serve(state: State, settings: ServeSettings) -> Pointer:
         for pointer in (*one.aliases.values(), one.canary, one.shadow):
             if pointer and str(pointer.version) == settings.alias:
                 return pointer
-    known = [f"{settings.model}@{name}" for name in state.aliases]
+    refs = [f"{settings.model}@{name}" for name in state.aliases]
     raise RegistryError(
         f"There is no version '{settings.model}@{settings.alias}' in the project {settings.project}.",
-        expected=f"one of {', '.join(known)}" if known else "a model that is registered",
-        came=f"{len(known)} aliases in {settings.root}",
-        todo=closest(f"{settings.model}@{settings.alias}", known)
+        expected=f"one of {', '.join(refs)}" if refs else "a model that is registered",
+        came=f"{len(refs)} aliases in {settings.root}",
+        todo=closest(f"{settings.model}@{settings.alias}", refs)
         or "register a bundle, or name an alias that is there.",
     )
 
@@ -89,27 +89,27 @@ class VersionLoader:
     def __call__(
         self,
         state: State,
-        now: ServedVersions | None = None,  # who answers at present
+        current: ServedVersions | None = None,  # who answers at present
     ) -> ServedVersions:
         "Who answers from now on. Raises `RegistryError` where the bundle cannot be used."
-        champion = self._load(_pointer_to_serve(state, self._settings), now)
+        champion = self._load(_pointer_to_serve(state, self._settings), current)
         beside = self._settings.alias == CHAMPION
-        canary = self._load(state.canary, now) if beside and state.canary else None
-        shadow = self._load(state.shadow, now, apart=True) if beside and state.shadow else None
-        kept = {id(one) for versions in (now or (), (champion, canary, shadow)) for one in versions}
-        self._loaded = {key: one for key, one in self._loaded.items() if id(one) in kept}
+        canary = self._load(state.canary, current) if beside and state.canary else None
+        shadow = self._load(state.shadow, current, apart=True) if beside and state.shadow else None
+        used = {id(one) for versions in (current or (), (champion, canary, shadow)) for one in versions}
+        self._loaded = {key: one for key, one in self._loaded.items() if id(one) in used}
         return ServedVersions(champion, canary, state.canary.percent if canary else 0.0, shadow)
 
-    def _load(self, pointer: Pointer, now: ServedVersions | None, apart: bool = False) -> Predictor:
+    def _load(self, pointer: Pointer, current: ServedVersions | None, apart: bool = False) -> Predictor:
         key = (pointer.hash, apart)
         if key not in self._loaded:
             ref = f"{self._settings.model}@{pointer.version}"
             strict = self._settings.strict
-            made = Predictor.load(pointer.uri, pointer.hash, ref=ref, version=pointer.version, strict=strict)
-            if now:
-                check_parity_sample(made)
-                check_replaceable(now.champion, made)
-            self._loaded[key] = made
+            predictor = Predictor.load(pointer.uri, pointer.hash, ref=ref, version=pointer.version, strict=strict)
+            if current:
+                check_parity_sample(predictor)
+                check_replaceable(current.champion, predictor)
+            self._loaded[key] = predictor
         return self._loaded[key]
 
 # %% ../../nbs/serving/serve.ipynb #c7ef7e4e
@@ -118,14 +118,14 @@ def check_replaceable(
     new: Predictor,
 ) -> None:
     "Raises `RegistryError` for a version that cannot take the other's place."
-    asked = {field.column.name: field.column.type for field in old.reader.fields if field.required}
-    more = [f.column.name for f in new.reader.fields if f.required and asked.get(f.column.name) != f.column.type]
-    told = [(p.encoding.target.column, p.encoding.target.task, p.encoding.target.classes) for p in (old, new)]
-    if more or told[0] != told[1]:
+    required = {field.column.name: field.column.type for field in old.reader.fields if field.required}
+    added = [f.column.name for f in new.reader.fields if f.required and required.get(f.column.name) != f.column.type]
+    targets = [(p.encoding.target.column, p.encoding.target.task, p.encoding.target.classes) for p in (old, new)]
+    if added or targets[0] != targets[1]:
         raise RegistryError(
             f"{new.ref} cannot take the place of {old.ref}: its contract is another.",
-            expected=f"'{told[0][0]}' ({told[0][1]}) from {', '.join(asked)}",
-            came=f"'{told[1][0]}' ({told[1][1]})" + (f", which also needs {', '.join(more)}" if more else ""),
+            expected=f"'{targets[0][0]}' ({targets[0][1]}) from {', '.join(required)}",
+            came=f"'{targets[1][0]}' ({targets[1][1]})" + (f", which also needs {', '.join(added)}" if added else ""),
             todo="serve it under another name, or start the service anew when the clients send what it needs.",
         )
 
@@ -145,11 +145,11 @@ class Follower:
         self._thread = threading.Thread(target=self._run, name="slml-follow", daemon=True)
 
     def start(self) -> None:
-        "Begin to look."
+        "Start the thread."
         self._thread.start()
 
     def stop(self) -> None:
-        "Look no more; a look that has begun may end."
+        "Stop the thread; a check that has begun may end."
         self._ended.set()
         if self._thread.ident:
             self._thread.join(5)
@@ -158,13 +158,13 @@ class Follower:
         self._attempt("parity", lambda: check_parity_sample(self.service.versions.champion))
         due = time.monotonic()
         while self._settings.model and not self._ended.wait(self._settings.poll):
-            self._attempt("registry", self.look)
+            self._attempt("registry", self.read_registry)
             if time.monotonic() >= due:
-                self._attempt("drift", self.look_at_drift)
+                self._attempt("drift", self.read_drift)
                 due += self._settings.drift
 
     def _attempt(self, what: str, do: Callable[[], object]) -> None:
-        "Do something whose failure is told and does not stop anything."
+        "Do something whose failure is reported in `/ready` and does not stop anything."
         trouble, events = self.service.trouble, self.service.metrics.events
         try:
             do()
@@ -174,8 +174,8 @@ class Follower:
                 events[f"{what} failed"] += 1
             trouble[what] = str(error)
 
-    def look(self) -> None:
-        "Look at the registry once. Raises what stands in the way of what it says."
+    def read_registry(self) -> None:
+        "Load the versions that the registry names, where they have changed. Raises what prevents it."
         settings = self._settings
         state = read_state(settings.root, settings.project, settings.model, self._state)
         if state.number != self._state.number:
@@ -183,19 +183,19 @@ class Follower:
             self._state = state
             self.service.metrics.events[state.action or "changed"] += 1
 
-    def look_at_drift(self) -> None:
-        "Read what monitoring has said last, for the page. Raises `StorageError`, or ValueError for what is no JSON."
+    def read_drift(self) -> None:
+        "Read the last verdict of monitoring, for the page. Raises `StorageError`, or ValueError for what is no JSON."
         settings = self._settings
-        said = "/".join([settings.root, "models", settings.project, settings.model, "monitor.json"])
-        self.service.drift = msgspec.json.decode(read_text(said), type=dict) if exists(said) else None
+        uri = "/".join([settings.root, "models", settings.project, settings.model, "monitor.json"])
+        self.service.drift = msgspec.json.decode(read_text(uri), type=dict) if exists(uri) else None
 
 # %% ../../nbs/serving/serve.ipynb #c7f4b20d
 def _open_log(settings: ServeSettings, champion: Predictor) -> RequestLog | None:
     "The log of a service, where it has one."
     if not (settings.root and settings.log_share):
         return None
-    where = log_folder(settings.root, settings.project or "bundles", settings.model or champion.terms.name)
-    return RequestLog(where, msgspec.json.decode(champion.bundle.files["contract.json"]), settings.log_share)
+    folder = log_folder(settings.root, settings.project or "bundles", settings.model or champion.terms.name)
+    return RequestLog(folder, msgspec.json.decode(champion.bundle.files["contract.json"]), settings.log_share)
 
 
 def service_and_follower(
@@ -251,7 +251,7 @@ async def run_server(
 
 # %% ../../nbs/serving/serve.ipynb #4ba7e0c8
 def parse_arguments(
-    words: Sequence[str],  # the call, without the program's name
+    arguments: Sequence[str],  # the call, without the program's name
     environment: Mapping[str, str],
 ) -> ServeSettings:
     "The settings of a call; ends the process with a usage message where they are wrong."
@@ -263,8 +263,8 @@ def parse_arguments(
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     parser.add_argument("--lenient", dest="strict", action="store_false", help="hold types only, no rules")
-    given = vars(parser.parse_args(words))
-    return ServeSettings(**given, api_key=environment.get("SLML_API_KEY", ""))
+    options = vars(parser.parse_args(arguments))
+    return ServeSettings(**options, api_key=environment.get("SLML_API_KEY", ""))
 
 # %% ../../nbs/serving/serve.ipynb #526a33bb
 class HiddenPackage:
@@ -283,7 +283,7 @@ SWITCH = 0.0005  # seconds that the log's writer may keep an answer waiting for 
 
 
 def serve_command() -> int:  # the exit code
-    "Serve as the command line says, and end with one clear message where that cannot be."
+    "Serve with the options of the command line; an error is one clear message."
     sys.meta_path.insert(0, HiddenPackage("pandas"))
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # the others hold on to memory that they need no more
     sys.setswitchinterval(SWITCH)

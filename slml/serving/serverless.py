@@ -58,13 +58,13 @@ def version_to_serve(
     environment: Mapping[str, str],
 ) -> tuple[str, int]:  # such as taxi@3, and 3
     "The version to serve. Raises `SettingsError` where something is not told."
-    wanted = ("SLML_BUNDLE", "SLML_BUNDLE_HASH", "SLML_VERSION")
-    missing = [name for name in wanted if not environment.get(name)]
+    variables = ("SLML_BUNDLE", "SLML_BUNDLE_HASH", "SLML_VERSION")
+    missing = [name for name in variables if not environment.get(name)]
     ref = environment.get("SLML_VERSION", "")
     if missing or not ref.rpartition("@")[2].isdigit():
         raise SettingsError(
             "The function was not told what to serve.",
-            expected=f"{', '.join(wanted)}, the last one such as taxi@3",
+            expected=f"{', '.join(variables)}, the last one such as taxi@3",
             came=f"no {', '.join(missing)}" if missing else ref,
             todo="deploy it with slml deploy, which sets them.",
         )
@@ -77,11 +77,11 @@ def open_service(
     "The service that a function is told to be. Raises `SettingsError`, `RegistryError` for a damaged bundle."
     ref, version = version_to_serve(environment)
     predictor = Predictor.load(environment["SLML_BUNDLE"], environment["SLML_BUNDLE_HASH"], ref=ref, version=version)
-    place, share = environment.get("SLML_SERVED"), int(environment.get("SLML_LOG_SHARE", 100)) / 100
+    folder, share = environment.get("SLML_SERVED"), int(environment.get("SLML_LOG_SHARE", 100)) / 100
     log = None
-    if place and share:
+    if folder and share:
         contract = json.loads(predictor.bundle.files["contract.json"])
-        log = RequestLog(place, contract, share, seconds=FOREVER)
+        log = RequestLog(folder, contract, share, seconds=FOREVER)
     return Service(ServedVersions(predictor), log, environment.get("SLML_API_KEY", ""))
 
 
@@ -121,25 +121,25 @@ class LogFlusher(threading.Thread):
         log: RequestLog,
     ):
         super().__init__(name="slml-keeper", daemon=True)
-        self.api, self.log, self.due, self.answered = api, log, WriteTimer(log), threading.Semaphore(0)
-        asked = json.dumps({"events": ["INVOKE"]}).encode()
-        self.id = self._call("POST", "register", {"Lambda-Extension-Name": "slml"}, asked)
+        self.api, self.log, self.is_due, self.answers = api, log, WriteTimer(log), threading.Semaphore(0)
+        events = json.dumps({"events": ["INVOKE"]}).encode()
+        self.id = self._call("POST", "register", {"Lambda-Extension-Name": "slml"}, events)
 
     def _call(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> str:
         "Ask the Extensions API; returns who it says we are. Raises `OSError`."
         connection = http.client.HTTPConnection(self.api)
         connection.request(method, f"{EXTENSION}/{path}", body, dict(headers))
         with connection.getresponse() as answer:
-            said = answer.read()
+            content = answer.read()
         if answer.status != 200:
-            raise OSError(f"{path}: {answer.status} {said.decode()}")
+            raise OSError(f"{path}: {answer.status} {content.decode()}")
         return answer.headers.get("Lambda-Extension-Identifier", "")
 
     def run(self) -> None:
         while True:
             self._call("GET", "event/next", {"Lambda-Extension-Identifier": self.id})
-            self.answered.acquire()
-            if self.due(time.monotonic()):
+            self.answers.acquire()
+            if self.is_due(time.monotonic()):
                 self.log.flush(WAIT)
 
 # %% ../../nbs/serving/serverless.ipynb #1cab759c
@@ -151,17 +151,17 @@ class LambdaFunction:
         environment: Mapping[str, str],
     ):
         self.service, api = open_service(environment), environment.get("AWS_LAMBDA_RUNTIME_API")
-        self.keeper = LogFlusher(api, self.service.log) if api and self.service.log else None
-        if self.keeper:
-            self.keeper.start()
+        self.flusher = LogFlusher(api, self.service.log) if api and self.service.log else None
+        if self.flusher:
+            self.flusher.start()
 
     def __call__(self, event: Mapping[str, object]) -> dict[str, object]:
         "Answer a request."
         try:
             return to_event(self.service.answer(*to_request(event)))
         finally:
-            if self.keeper:
-                self.keeper.answered.release()
+            if self.flusher:
+                self.flusher.answers.release()
 
     def end(self) -> None:
         "Write what waits, in the time that Lambda gives."
@@ -187,16 +187,16 @@ def on_sigterm(
     action: Callable[[], None],  # done in a thread; then the process ends
 ) -> None:
     "Do something when the process is told to end."
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
     def wait() -> None:
-        os.read(told, 1)
+        os.read(reader, 1)
         action()
         os._exit(0)
 
     threading.Thread(target=wait, name="slml-end", daemon=True).start()
-    signal.set_wakeup_fd(tell)
+    signal.set_wakeup_fd(writer)
     signal.signal(signal.SIGTERM, lambda *_: None)
 
 

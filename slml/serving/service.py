@@ -105,14 +105,14 @@ def has_key(
     key: bytes,  # the right one
 ) -> bool:
     "Whether a request brings the key."
-    kind, _, given = (headers.get("authorization") or f"bearer {headers.get('x-api-key') or ''}").partition(" ")
-    given = given.strip().encode()
+    kind, _, secret = (headers.get("authorization") or f"bearer {headers.get('x-api-key') or ''}").partition(" ")
+    secret = secret.strip().encode()
     if kind.lower() == "basic":
         try:
-            given = base64.b64decode(given, validate=True).partition(b":")[2]
+            secret = base64.b64decode(secret, validate=True).partition(b":")[2]
         except (binascii.Error, ValueError):
             return False
-    return hmac.compare_digest(given, key)
+    return hmac.compare_digest(secret, key)
 
 # %% ../../nbs/serving/service.ipynb #e04cb122
 class Batcher:
@@ -160,7 +160,7 @@ def record_prediction(
     "Tell the log and the metrics of a prediction."
     outside = [predictor.outside(row) for row in rows]
     outside = outside if any(outside) else []
-    metrics.predicted(predictor.ref, role, len(predictions), outside)
+    metrics.count_rows(predictor.ref, role, len(predictions), outside)
     if log:
         log.put(rows, predictions, request, predictor.version, role, outside)
     return outside
@@ -228,15 +228,15 @@ def body_type(
     headers: Mapping[str, str],  # by names in small letters
 ) -> str:
     "JSON or ARROW. Raises `RequestError` for anything else."
-    given = headers.get("content-type")
-    if given == JSON or not given:
+    content_type = headers.get("content-type")
+    if content_type == JSON or not content_type:
         return JSON
-    given = given.partition(";")[0].strip().lower()
-    if given in (JSON, "application/x-www-form-urlencoded"):  # the latter is what curl says when nobody told it
+    content_type = content_type.partition(";")[0].strip().lower()
+    if content_type in (JSON, "application/x-www-form-urlencoded"):  # the latter is what curl says when nobody told it
         return JSON
-    if given == ARROW:
+    if content_type == ARROW:
         return ARROW
-    raise RequestError(415, f"A body of type {given[:80]} cannot be read; send {JSON} or {ARROW}.")
+    raise RequestError(415, f"A body of type {content_type[:80]} cannot be read; send {JSON} or {ARROW}.")
 
 # %% ../../nbs/serving/service.ipynb #d4a3c96e
 class Service:
@@ -269,16 +269,16 @@ class Service:
         "What becomes of a request, whatever it holds."
         begun = time.perf_counter()
         try:
-            self.admit(method, path, headers)
+            self.check_access(method, path, headers)
             answer = self.predict(body_type(headers), body) if path == "/predict" else answer_get(self, path)
         except RequestError as error:
             answer = error_answer(error)
         except Exception as error:
-            answer = self.broken(error)
-        self.metrics.answered(path, answer.status, time.perf_counter() - begun)
+            answer = self.internal_error(error)
+        self.metrics.count_answer(path, answer.status, time.perf_counter() - begun)
         return answer
 
-    def admit(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+    def check_access(self, method: str, path: str, headers: Mapping[str, str]) -> None:
         "Raises `RequestError` for what is not there, and for who may not ask."
         if path not in PATHS:
             raise RequestError(404, f"There is nothing at {path[:100]}; there is {', '.join(PATHS)}.")
@@ -297,7 +297,7 @@ class Service:
             return predict_arrow(self, body)
         predictor, role, request = self.read(body)
         predictions = predictor.predict([predictor.encode(row) for row in request.rows])
-        return Answer(200, self.finish(predictor, role, request, predictions, body))
+        return Answer(200, self.response_body(predictor, role, request, predictions, body))
 
     def read(
         self,
@@ -310,19 +310,19 @@ class Service:
             return canary, "canary", canary.reader(body)
         return champion, "champion", request
 
-    def finish(self, predictor: Predictor, role: str, request: Request, predictions: list, body: bytes) -> bytes:
+    def response_body(self, predictor: Predictor, role: str, request: Request, predictions: list, body: bytes) -> bytes:
         "The body of an answer, when everybody was told of it."
-        name = self.name()
+        name = self.next_id()
         outside = record_prediction(self.log, self.metrics, predictor, role, request.rows, predictions, name)
         if shadow := self.versions.shadow:
             self.shadow.put(shadow, body, name)
         return encode(PredictResponse(predictions, predictor.ref, name, predictor.encoding.target.classes, outside))
 
-    def name(self) -> str:
+    def next_id(self) -> str:
         "The id of the next request."
         return f"{self._instance}{next(self._ids):x}"
 
-    def broken(self, error: Exception) -> Answer:
+    def internal_error(self, error: Exception) -> Answer:
         "The answer to a request that showed a fault of the service itself, which ends in the metrics and in /ready."
         self.trouble["request"] = f"{type(error).__name__}: {error}"[:500]
         return Answer(
@@ -337,25 +337,25 @@ def predict_arrow(
     "Predict many rows. Raises `RequestError`."
     from slml.serving import arrow
 
-    came = arrow.read_stream(body)
+    table = arrow.read_stream(body)
     champion, canary, percent, shadow = service.versions
-    key = (came.schema.metadata or {}).get(b"key", body)
+    key = (table.schema.metadata or {}).get(b"key", body)
     predictor, role = (canary, "canary") if canary and request_share(key) < percent else (champion, "champion")
-    name = service.name()
-    predictions, outside = _predict_table(service, predictor, role, came, name)
+    name = service.next_id()
+    predictions, outside = _predict_table(service, predictor, role, table, name)
     if shadow:
-        _predict_table(service, shadow, "shadow", came, name)
+        _predict_table(service, shadow, "shadow", table, name)
     facts = {"version": predictor.ref, "request": name, "classes": encode(predictor.encoding.target.classes)}
     return Answer(200, arrow.answer_table(predictions, outside, facts), ARROW)
 
 
-def _predict_table(service: Service, predictor: Predictor, role: str, came: Any, name: str) -> tuple:
-    "A table predicted; the log and the metrics told of it."
+def _predict_table(service: Service, predictor: Predictor, role: str, rows: Any, name: str) -> tuple:
+    "Predict a table, log it and count it."
     from slml.serving import arrow
 
-    table = arrow.check_table(came, predictor.reader)
+    table = arrow.check_table(rows, predictor.reader)
     predictions, outside = arrow.predict_table(predictor, table)
-    service.metrics.predicted(predictor.ref, role, len(predictions), outside)
+    service.metrics.count_rows(predictor.ref, role, len(predictions), outside)
     if service.log and len(predictions):
         service.log.put(table, predictions, name, predictor.version, role, outside)
     return predictions, outside
@@ -374,14 +374,14 @@ def answer_get(
 def answer_ready(service: Service) -> Answer:
     "Whether requests should be sent here, by which versions they are answered, and what does not work."
     champion, canary, percent, shadow = service.versions
-    said: dict[str, Any] = {"ready": not service.draining, "version": champion.ref}
+    facts: dict[str, Any] = {"ready": not service.draining, "version": champion.ref}
     if canary:
-        said["canary"] = {"version": canary.ref, "percent": percent}
+        facts["canary"] = {"version": canary.ref, "percent": percent}
     if shadow:
-        said["shadow"] = {"version": shadow.ref}
+        facts["shadow"] = {"version": shadow.ref}
     if service.trouble:
-        said["trouble"] = service.trouble
-    return Answer(503 if service.draining else 200, encode(said))
+        facts["trouble"] = service.trouble
+    return Answer(503 if service.draining else 200, encode(facts))
 
 # %% ../../nbs/serving/service.ipynb #9f1a4c7b
 def answer_metrics(service: Service) -> Answer:
@@ -488,7 +488,7 @@ class Application:
 
     def __init__(self, service: Service):
         self.service = service
-        self._lanes: dict[int, Batcher] = {}
+        self._batchers: dict[int, Batcher] = {}
         self._bodies = BodyReader(service.limits)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="slml-large")
         self._large = self._begun = 0
@@ -502,14 +502,12 @@ class Application:
         begun, path, headers, service = time.perf_counter(), scope.path, scope.headers, self.service
         self._begun += 1
         try:
-            service.admit(scope.method, path, headers)
-            answer = (
-                await self._predicted(headers, protocol, begun) if path == "/predict" else answer_get(service, path)
-            )
+            service.check_access(scope.method, path, headers)
+            answer = await self._predict(headers, protocol, begun) if path == "/predict" else answer_get(service, path)
         except RequestError as error:
             answer = error_answer(error)
         except Exception as error:
-            answer = service.broken(error)
+            answer = service.internal_error(error)
         finally:
             self._begun -= 1
         closing = _CLOSE if service.draining or answer.status in (408, 413) else ()
@@ -518,9 +516,9 @@ class Application:
             protocol.response_empty(answer.status, head)
         else:
             protocol.response_bytes(answer.status, head, answer.body)
-        service.metrics.answered(path, answer.status, time.perf_counter() - begun)
+        service.metrics.count_answer(path, answer.status, time.perf_counter() - begun)
 
-    async def _predicted(self, headers: Any, protocol: Any, begun: float) -> Answer:
+    async def _predict(self, headers: Any, protocol: Any, begun: float) -> Answer:
         service, kind = self.service, body_type(headers)
         body = await self._bodies.read(headers, protocol, kind, begun)
         if kind is ARROW or len(body) > service.limits.large:
@@ -530,16 +528,18 @@ class Application:
         if self._begun == 1 or not rows:  # nobody to wait for
             predictions = predictor.predict(rows)
         else:
-            predictions = await (self._lanes.get(id(predictor)) or self._lane(predictor)).predict(rows)
-        return Answer(200, service.finish(predictor, role, request, predictions, body))
+            predictions = await (self._batchers.get(id(predictor)) or self._batcher(predictor)).predict(rows)
+        return Answer(200, service.response_body(predictor, role, request, predictions, body))
 
-    def _lane(self, predictor: Predictor) -> Batcher:
-        "The lane of a version; those of versions that answer no more are forgotten."
-        kept = {
-            id(lane.predictor): lane for lane in self._lanes.values() if lane.predictor in self.service.versions[:2]
+    def _batcher(self, predictor: Predictor) -> Batcher:
+        "The batcher of a version; those of versions that answer no more are forgotten."
+        batchers = {
+            id(batcher.predictor): batcher
+            for batcher in self._batchers.values()
+            if batcher.predictor in self.service.versions[:2]
         }
-        self._lanes = {**kept, id(predictor): Batcher(predictor, self._loop)}
-        return self._lanes[id(predictor)]
+        self._batchers = {**batchers, id(predictor): Batcher(predictor, self._loop)}
+        return self._batchers[id(predictor)]
 
     async def _in_thread(self, kind: str, body: bytes) -> Answer:
         if self._large >= self.service.limits.waiting:

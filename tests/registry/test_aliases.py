@@ -75,10 +75,10 @@ def test_a_write_that_was_done_but_not_answered_may_be_done_again(root):
 
 WRITER = """
 import sys
-from slml.registry.aliases import change
+from slml.registry.aliases import change_aliases
 root, who, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 for n in range(number):
-    change(root, "dc", "raced", lambda state: state.next("promote", who, str(n)))
+    change_aliases(root, "dc", "raced", lambda state: state.next("promote", who, str(n)))
 """
 
 

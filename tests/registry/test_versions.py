@@ -528,7 +528,9 @@ def test_a_crash_between_the_two_books_is_made_good_by_the_next_change(three, wo
     from slml.registry import versions as module
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_update_mlflow", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed right there
+        patch.setattr(
+            module, "_update_mlflow", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )  # killed right there
         with pytest.raises(KeyboardInterrupt):
             roll_back_champion(three, workspace, why="killed")
     assert champion(three, workspace) == (2, 3)

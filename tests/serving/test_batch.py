@@ -128,11 +128,11 @@ def test_the_job_predicts_each_row_once_and_a_new_version_beside(
 
 
 PREDICT = """
-import sys; from slml.registry.bundle import Bundle; from slml.serving.batch import predict
+import sys; from slml.registry.bundle import Bundle; from slml.serving.batch import predict_snapshot
 from slml.tables.catalog import Catalog; from slml.workspace import Workspace
 catalog = Catalog(Workspace())
-done = predict(Bundle.load(sys.argv[1]), "fares@1", catalog.snapshot(sys.argv[2]), catalog.table("said"), sys.argv[3],
-               part_rows=500)
+snapshot, table = catalog.snapshot(sys.argv[2]), catalog.table("said")
+done = predict_snapshot(Bundle.load(sys.argv[1]), "fares@1", snapshot, table, sys.argv[3], part_rows=500)
 print(done.added, done.computed)
 assert not {"torch", "mlflow"} & set(sys.modules)
 """

@@ -237,10 +237,10 @@ def test_the_process_stays_light(first: Bundle) -> None:
     code = f"""
 import json, sys
 from slml.serving.predictor import Predictor
-from slml.serving.serve import Without
-sys.meta_path.insert(0, Without("pandas"))
-from slml.serving.service import ARROW, Service, Versions
-service = Service(Versions(Predictor.load({first.uri!r})))
+from slml.serving.serve import HiddenPackage
+sys.meta_path.insert(0, HiddenPackage("pandas"))
+from slml.serving.service import ARROW, Service, ServedVersions
+service = Service(ServedVersions(Predictor.load({first.uri!r})))
 assert service.answer("POST", "/predict", {{}}, {json.dumps(TRIP).encode()!r}).status == 200
 assert not {{"torch", "mlflow", "pydantic", "pyarrow", "ibis", "prometheus_client"}} & set(sys.modules)
 from slml.serving import arrow

@@ -226,8 +226,8 @@ def test_bad_requests_leave_nothing_behind(bundle: Bundle) -> None:
     code = f"""
 import gc, json
 from slml.serving.predictor import Predictor
-from slml.serving.service import Service, Versions
-service = Service(Versions(Predictor.load({bundle.uri!r})))
+from slml.serving.service import ServedVersions, Service
+service = Service(ServedVersions(Predictor.load({bundle.uri!r})))
 
 def memory():
     gc.collect()
