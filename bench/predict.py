@@ -32,7 +32,7 @@ PLAIN += [Numeric(column=name) for name in ("TOLLAMOUNT", "EXTRAFAREAMOUNT")]
 
 def bundles(taxi: Contract, rows: object, folder: Path) -> list[Path]:
     """The graphs to run: the example's own, an MLP of 8 plain inputs, and a linear one."""
-    from slml.models.model import build
+    from slml.models.model import build_model
     from slml.registry.export import export
 
     plain, shape = taxi.replace(features=PLAIN), {"width": 256, "depth": 3}
@@ -40,7 +40,7 @@ def bundles(taxi: Contract, rows: object, folder: Path) -> list[Path]:
     lineage = Lineage(snapshots={"train": "kept@1"}, runs={"train": "bench"}, seed=0)
     for name, (spec, how) in wanted.items():
         encoder = Encoder.fit(rows, spec)
-        model = build(spec, encoder, encoder(rows), **how).eval()
+        model = build_model(spec, encoder, encoder(rows), **how).eval()
         export(model, encoder, spec, rows, str(folder / name), lineage=lineage, metrics={})
     return [folder / name for name in wanted]
 

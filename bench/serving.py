@@ -55,7 +55,7 @@ CONNECTIONS = (1, 16, 64)
 def make(folder: Path, seed: int = 0, network: str = "mlp") -> Bundle:
     """The bundle that all serve: numbers with bounds and boxes, so that the service has something to check."""
     from slml.features.encoder import Encoder
-    from slml.models.model import build
+    from slml.models.model import build_model
     from slml.registry.export import export
 
     random = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def make(folder: Path, seed: int = 0, network: str = "mlp") -> Bundle:
         features=[Numeric(column=n) for n in NAMES],
     )
     encoder = Encoder.fit(table, contract)
-    model = build(contract, encoder, encoder(table), network, width=256, depth=3, embedding=0, seed=seed).eval()
+    model = build_model(contract, encoder, encoder(table), network, width=256, depth=3, embedding=0, seed=seed).eval()
     lineage = Lineage(snapshots={"train": "trips@1"}, runs={"train": "1"}, seed=seed)
     return export(model, encoder, contract, table, str(folder), lineage=lineage, metrics={})
 

@@ -21,10 +21,10 @@ from ..sampling.split import Split
 from ..tables.catalog import Snapshot
 from ..training import metrics
 from ..training.baselines import Baselines, baselines
-from ..training.fit import predict
+from ..training.fit import predict_batches
 from ..training.importance import importance
-from ..training.loader import Loader, concat
-from ..training.metrics import by_slice, headline, measure
+from ..training.loader import Loader, concat_batches
+from ..training.metrics import headline, measure, slice_metrics
 
 # %% ../../nbs/explore/evaluation.ipynb #57823435
 THIS_MODEL = "this model"  # its row beside the baselines
@@ -109,18 +109,18 @@ def evaluate_model(
 
     def read_part(name: str) -> Batch:
         loader = Loader(snapshot.files, split.part(name), encoder, 65_536, columns=encoder.columns)
-        return concat(list(loader.in_order()))
+        return concat_batches(list(loader.in_order()))
 
     batches = {name: read_part(name) for name in ("train", "test")}
     frames = {name: model.features.derived_frame(batch.inputs) for name, batch in batches.items()}
     pairs = {name: (frames[name], batches[name].target.numpy()) for name in batches}
-    target, prediction = predict(model, [batches["test"]])
+    target, prediction = predict_batches(model, [batches["test"]])
     return Evaluation(
         task=model.task,
         target=target,
         prediction=prediction,
         test=measure(model.task, target, prediction),
         baselines=baselines(model.task, pairs["train"], pairs["test"], seed=seed),
-        slices=by_slice(model.task, target, prediction, frames["test"].iloc[:, 0]),
+        slices=slice_metrics(model.task, target, prediction, frames["test"].iloc[:, 0]),
         importance=importance(model, encoder, batches["test"], seed=seed),
     )

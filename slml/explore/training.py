@@ -18,7 +18,7 @@ from ..contract import Contract
 from ..errors import UsageError
 from .model import TrainedModel
 from ..features.encoder import Encoder
-from ..models.model import Model, build, save
+from ..models.model import Model, build_model, save_model
 from ..models.networks import dropout_for
 from ..quality.clean import Ledger
 from ..registry.bundle import code_version
@@ -58,7 +58,7 @@ def build_model(
     encoder = Encoder.fit(fitted_on, contract)
     dropout = dropout_for(split.rows["train"]) if dropout is None else dropout
     batch = encoder(fitted_on)
-    model = build(contract, encoder, batch, network=network, width=width, depth=depth, dropout=dropout, seed=seed)
+    model = build_model(contract, encoder, batch, network=network, width=width, depth=depth, dropout=dropout, seed=seed)
     return encoder, model
 
 # %% ../../nbs/explore/training.ipynb #6d1dcb84
@@ -93,7 +93,7 @@ def _recorded(run: Run, workspace: Workspace) -> Iterator[Tracker | None]:
 def _finish(run: Run, trained: TrainedModel) -> Run:
     "Write the files and the record of a training that is done."
     files = {name: f"{run.folder}/{name}" for name in ("model.pt", "encoder.json", "contract.json", "split.json")}
-    save(trained.model, files["model.pt"])
+    save_model(trained.model, files["model.pt"])
     write_text(files["encoder.json"], trained.encoder.model_dump_json(indent=2))
     write_text(files["contract.json"], trained.contract.to_json())
     write_text(files["split.json"], trained.split.to_json())

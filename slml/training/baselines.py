@@ -18,11 +18,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from ..display import table
 from ..errors import TrainingError
 from .metrics import headline, measure
 
 # %% ../../nbs/training/baselines.ipynb #5657872d
-def _numbers(column: pd.Series) -> pd.Series:
+def _float_series(column: pd.Series) -> pd.Series:
     "A column of numbers, truth values or times as float64, with NaN for what is missing or infinite."
     if pd.api.types.is_datetime64_any_dtype(column):
         column = (column - pd.Timestamp(0, tz=column.dt.tz)).dt.total_seconds()
@@ -32,24 +33,24 @@ def _numbers(column: pd.Series) -> pd.Series:
 LEVELS = 250  # categories of a column; the trees take up to 255
 
 # %% ../../nbs/training/baselines.ipynb #331eb386
-def _column(train: pd.Series, test: pd.Series) -> tuple[pd.Series, pd.Series]:
+def _plain_columns(train: pd.Series, test: pd.Series) -> tuple[pd.Series, pd.Series]:
     "A column of the training and of the test rows, as float64 or as the same categories."
     if pd.api.types.infer_dtype(train, skipna=True) == "date":  # what Arrow's dates become in pandas
         train, test = pd.to_datetime(train), pd.to_datetime(test)
     if pd.api.types.is_datetime64_any_dtype(train) or pd.api.types.is_numeric_dtype(train):
-        return _numbers(train), _numbers(test)
+        return _float_series(train), _float_series(test)
     train, test = (column.astype("object").map(str, na_action="ignore") for column in (train, test))
-    kept = sorted(train.value_counts().index[:LEVELS])
-    return tuple(column.where(column.isin(kept)).astype(pd.CategoricalDtype(kept)) for column in (train, test))
+    frequent = sorted(train.value_counts().index[:LEVELS])
+    return tuple(column.where(column.isin(frequent)).astype(pd.CategoricalDtype(frequent)) for column in (train, test))
 
 # %% ../../nbs/training/baselines.ipynb #6c009448
-def _frames(train: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _plain_frames(train: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Both tables with numbers and categories only."
-    pairs = {str(name): _column(train[name], test[name]) for name in train.columns}
+    pairs = {str(name): _plain_columns(train[name], test[name]) for name in train.columns}
     return pd.DataFrame({n: p[0] for n, p in pairs.items()}), pd.DataFrame({n: p[1] for n, p in pairs.items()})
 
 # %% ../../nbs/training/baselines.ipynb #8f122c8a
-def _linear(task: str) -> Pipeline:
+def _linear_model(task: str) -> Pipeline:
     "Gaps filled and marked, numbers scaled, categories one column each, then ridge or logistic regression."
     gaps = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
     categories = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=100)
@@ -67,14 +68,14 @@ def _linear(task: str) -> Pipeline:
     return make_pipeline(columns, model)
 
 # %% ../../nbs/training/baselines.ipynb #b7e6c005
-def _models(task: str, target: np.ndarray, seed: int) -> dict[str, object]:
+def _unfitted_models(task: str, target: np.ndarray, seed: int) -> dict[str, object]:
     "The models by name, not fitted."
     regression = task == "regression"
     stops = regression or np.unique(target, return_counts=True)[1].min() > 1
     trees = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
     return {
         "constant": DummyRegressor() if regression else DummyClassifier(strategy="prior"),
-        "linear": _linear(task),
+        "linear": _linear_model(task),
         "hist_gradient_boosting": trees(
             max_iter=1_000 if stops else 100,
             early_stopping=stops,
@@ -90,19 +91,20 @@ class Baselines(dict[str, dict[str, float]]):
     seconds: dict[str, float]  # to fit and to predict
 
     def _repr_html_(self) -> str:
-        return pd.DataFrame(self).T.round(4).to_html()
+        frame = pd.DataFrame(self).T
+        return table(["baseline", *frame.columns], ([name, *row.round(4)] for name, row in frame.iterrows()))
 
 # %% ../../nbs/training/baselines.ipynb #4d8df22b
-def _predict(task: str, model, frame: pd.DataFrame, classes: int) -> np.ndarray:
+def _predict_all_classes(task: str, model, frame: pd.DataFrame, classes: int) -> np.ndarray:
     "Predictions in target units, or the probability of each class, also of those that the model never saw."
     if task == "regression":
         return model.predict(frame)
-    found = np.zeros((len(frame), classes))
-    found[:, model.classes_.astype(int)] = model.predict_proba(frame)
-    return found
+    probabilities = np.zeros((len(frame), classes))
+    probabilities[:, model.classes_.astype(int)] = model.predict_proba(frame)
+    return probabilities
 
 # %% ../../nbs/training/baselines.ipynb #c2787dbb
-def _check(target: np.ndarray) -> None:
+def _check_target(target: np.ndarray) -> None:
     "Raise TrainingError when there is nothing to learn."
     if bad := int((~np.isfinite(np.asarray(target, np.float64))).sum()):
         raise TrainingError(
@@ -133,14 +135,14 @@ def baselines(
     (inputs, target), (test_inputs, test_target) = train, test
     target, test_target = np.asarray(target), np.asarray(test_target)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(target))[:max_rows])
-    _check(target[chosen])
-    fitted, measured = _frames(inputs.iloc[chosen], test_inputs)
+    _check_target(target[chosen])
+    fitted, measured = _plain_frames(inputs.iloc[chosen], test_inputs)
     classes = 0 if task == "regression" else int(max(target.max(), test_target.max())) + 1
     result = Baselines()
     result.seconds = {}
-    for name, model in _models(task, target[chosen], seed).items():
-        begun = time.perf_counter()
+    for name, model in _unfitted_models(task, target[chosen], seed).items():
+        started = time.perf_counter()
         model.fit(fitted, target[chosen])
-        result[name] = measure(task, test_target, _predict(task, model, measured, classes))
-        result.seconds[name] = time.perf_counter() - begun
+        result[name] = measure(task, test_target, _predict_all_classes(task, model, measured, classes))
+        result.seconds[name] = time.perf_counter() - started
     return result

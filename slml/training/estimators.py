@@ -24,10 +24,10 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from ..contract import AnyFeature, Category, Column, Contract, Distance, Numeric, TimeParts
 from ..errors import TrainingError, UsageError
 from ..features.encoder import Batch, Encoder
-from ..models.model import build
+from ..models.model import build_model
 from ..models.networks import dropout_for
 from ..quality.infer import coordinates
-from .fit import fit, predict
+from .fit import fit, predict_batches
 from .loader import MemoryLoader, take
 
 # %% ../../nbs/training/estimators.ipynb #63f09d21
@@ -197,7 +197,7 @@ class _Estimator(BaseEstimator):
         classes = len(self.encoder_.target.classes)
         rows, valid_rows = _split_rows(encoded.target.numpy(), self.validation_share, classes, self.seed)
         train = take(encoded, rows)
-        self.model_ = build(
+        self.model_ = build_model(
             self.contract_,
             self.encoder_,
             take(train, slice(100_000)),
@@ -228,7 +228,7 @@ class _Estimator(BaseEstimator):
         inputs = {name: torch.from_numpy(values) for name, values in self.encoder_.arrays(table).items()}
         rows = torch.arange(-(-table.num_rows // BLOCK) * BLOCK).clamp_max(table.num_rows - 1)
         blocks = MemoryLoader(take(Batch(inputs, torch.zeros(table.num_rows)), rows), BLOCK)
-        return predict(self.model_, blocks.in_order())[1][: table.num_rows].astype(np.float64)
+        return predict_batches(self.model_, blocks.in_order())[1][: table.num_rows].astype(np.float64)
 
 # %% ../../nbs/training/estimators.ipynb #42d9d8e1
 class SlmlRegressor(RegressorMixin, _Estimator):

@@ -16,7 +16,7 @@ from slml import contract as c
 from slml.errors import TrainingError
 from slml.features.encoder import MISSING, NO_TIME, UNKNOWN, Encoder
 from slml.features.features import Features, FeatureSettings, fit_features
-from slml.features.modules import Distance, Quantile, Standardize, TimeParts, bins, calendar
+from slml.features.modules import CalendarParts, GreatCircle, Quantile, Standardize, bins, calendar
 
 TYPES = {
     "y": "float",
@@ -138,7 +138,7 @@ def test_a_target_with_nothing_to_learn_is_refused(task, values, says):
 @given(st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2200, 1, 1)))
 def test_the_calendar_is_that_of_python(moment):
     seconds = int((moment.replace(microsecond=0) - dt.datetime(1970, 1, 1)).total_seconds())
-    parts = TimeParts("t")({"t": torch.tensor([seconds])})[0]
+    parts = CalendarParts("t")({"t": torch.tensor([seconds])})[0]
     assert parts[1] == moment.weekday()
     assert parts[2] == moment.timetuple().tm_yday - 1
     assert abs(parts[0] - (moment.hour + moment.minute / 60 + moment.second / 3600)) < 1e-5
@@ -149,7 +149,7 @@ def test_short_distances_are_exact_in_float32():
     "Where the textbook formulas lose everything: a walk of eleven metres to the north-east."
     points = {"a": 38.9, "b": -77.0, "c": 38.9 + 7e-5, "d": -77.0 + 9e-5}
     tensors = {name: torch.tensor([value], dtype=torch.float32) for name, value in points.items()}
-    km, east, north, *_ = Distance("a", "b", "c", "d")(tensors)[0].tolist()
+    km, east, north, *_ = GreatCircle("a", "b", "c", "d")(tensors)[0].tolist()
     exact = {name: np.float64(t.item()) for name, t in tensors.items()}  # what float32 can say about the points
     dy = np.deg2rad(exact["c"] - exact["a"])
     dx = np.deg2rad(exact["d"] - exact["b"]) * np.cos(np.deg2rad(38.9))

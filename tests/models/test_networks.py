@@ -12,10 +12,10 @@ from torch import nn
 
 from slml.errors import UsageError
 from slml.features.encoder import Batch, Encoder
-from slml.models.model import Model, build, load, save
+from slml.models.model import Model, build_model, load_model, save_model
 from slml.models.networks import NETWORKS, NetworkSettings
 from slml.registry.export import to_onnx
-from slml.training.tuning import defaults, space
+from slml.training.tuning import default_parameters, search_space
 
 from support import REPOSITORY
 from support.tasks import TARGETS, contract_of, rows_of_tasks
@@ -31,7 +31,7 @@ def encoded(task: str) -> tuple[Encoder, Batch]:
 
 def built(network: str, task: str, seed: int = 0) -> tuple[Model, Batch]:
     encoder, batch = encoded(task)
-    return build(contract_of(task), encoder, batch, network=network, seed=seed, **SIZES).eval(), batch
+    return build_model(contract_of(task), encoder, batch, network=network, seed=seed, **SIZES).eval(), batch
 
 
 @pytest.fixture(params=NETWORKS)
@@ -106,15 +106,15 @@ def test_the_seed_decides_the_first_weights_and_nothing_else(network, task):
 
 def test_a_stored_model_has_its_network(network, tmp_path):
     model, batch = built(network, "multiclass")
-    save(model, str(tmp_path / "model.pt"))
-    again = load(str(tmp_path / "model.pt"))
+    save_model(model, str(tmp_path / "model.pt"))
+    again = load_model(str(tmp_path / "model.pt"))
     assert type(again.network) is NETWORKS[network]
     assert torch.equal(again(batch.inputs), model(batch.inputs))
 
 
 def test_tuning_tries_the_sizes_of_the_network(network):
     "The defaults lie inside what is tried, and both ends make a network."
-    tried = space(network, 1e-3)
+    tried = search_space(network, 1e-3)
     assert set(tried) == {"learning_rate", "weight_decay", *NETWORKS[network].sizes}
 
     class Few:
@@ -122,10 +122,14 @@ def test_tuning_tries_the_sizes_of_the_network(network):
 
     encoder, batch = encoded("regression")
     for name, values in tried.items():
-        assert values.low <= defaults(Few)[name] <= values.high
+        assert values.low <= default_parameters(Few)[name] <= values.high
     for end in ("low", "high"):
         sizes = {name: getattr(tried[name], end) for name in NETWORKS[network].sizes}
-        assert build(contract_of("regression"), encoder, batch, network=network, **sizes)(batch.inputs).isfinite().all()
+        assert (
+            build_model(contract_of("regression"), encoder, batch, network=network, **sizes)(batch.inputs)
+            .isfinite()
+            .all()
+        )
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_tuning_tries_the_sizes_of_the_network(network):
     [
         lambda name: built(name, "regression"),
         lambda name: NetworkSettings(kind=name),
-        lambda name: space(name, 1e-3),
+        lambda name: search_space(name, 1e-3),
     ],
     ids=["build", "settings", "space"],
 )
@@ -162,9 +166,9 @@ def test_one_line_adds_a_network(monkeypatch, task):
     monkeypatch.setitem(NETWORKS, "bilinear", Bilinear)
     test_predictions_have_the_unit_of_the_target("bilinear", task)
     test_a_few_steps_lower_the_loss("bilinear", task)
-    assert set(space("bilinear", 1e-3)) == {"learning_rate", "weight_decay", "width"}
+    assert set(search_space("bilinear", 1e-3)) == {"learning_rate", "weight_decay", "width"}
     with pytest.raises(UsageError, match="one of mlp, linear, bilinear"):
-        space("trilinear_network", 1e-3)
+        search_space("trilinear_network", 1e-3)
 
 
 def names_together(tree: ast.AST) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from slml.contract import Category, Column, Contract, Numeric
 from slml.errors import ContractError, RegistryError, UsageError
 from slml.features.encoder import Encoder
-from slml.models.model import build
+from slml.models.model import build_model
 from slml.monitoring.windows import last_windows, read_windows
 from slml.pipelines.pipeline import load_pipeline, run_pipeline
 from slml.registry.aliases import Pointer, State, write_change
@@ -54,7 +54,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     table = rides(5000, 0)
     encoder = Encoder.fit(table, CONTRACT)
     batch = encoder(table)
-    model = build(CONTRACT, encoder, batch, network="linear", seed=0)
+    model = build_model(CONTRACT, encoder, batch, network="linear", seed=0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()

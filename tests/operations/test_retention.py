@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from slml.cli import app
 from slml.contract import Column, Contract, Numeric
 from slml.features.encoder import Encoder
-from slml.models.model import build
+from slml.models.model import build_model
 from slml.monitoring.policy import RetentionPolicy
 from slml.operations.retention import apply_removal, plan_removal, registered_dependencies
 from slml.registry.bundle import Lineage
@@ -55,7 +55,7 @@ def city(tmp_path: Path) -> tuple[Workspace, Snapshot, dict[str, Run]]:
     runs["train"] = run(workspace, "train", {"split": f"{runs['split'].folder}/split.json"})
     runs["register"] = run(workspace, "register", {"train_run": runs["train"].id})
     encoder = Encoder.fit(table, CONTRACT)
-    model = build(CONTRACT, encoder, encoder(table), network="linear", seed=0).eval()
+    model = build_model(CONTRACT, encoder, encoder(table), network="linear", seed=0).eval()
     with torch.no_grad():
         lineage = Lineage(snapshots={"train": kept.ref}, runs={"train": runs["train"].id}, seed=0)
         folder = f"{runs['register'].folder}/bundle"

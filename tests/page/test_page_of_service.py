@@ -19,23 +19,23 @@ import pytest
 
 from slml import Catalog, Workspace, clean, open_engine, sample, split
 from slml.features.encoder import Encoder
-from slml.models.model import build
+from slml.models.model import build_model
 from slml.registry.bundle import Bundle, Lineage
 from slml.registry.export import export, profile_of
 from slml.serving.page import HEADERS
 from slml.tables.ingest import ingest_files
 from slml.taxi import contract, generate
 from slml.training.baselines import baselines
-from slml.training.fit import fit, predict
-from slml.training.loader import Loader, concat
-from slml.training.metrics import by_slice, measure
+from slml.training.fit import fit, predict_batches
+from slml.training.loader import Loader, concat_batches
+from slml.training.metrics import measure, slice_metrics
 
 AIRPORT = {"DESTINATION_BLOCK_LAT": "38.9531", "DESTINATION_BLOCK_LONG": "-77.4477"}
 
 
 def error(model: object, batch: object) -> float:
     """The root mean squared error over a batch."""
-    return measure("regression", *predict(model, [batch]))["rmse"]
+    return measure("regression", *predict_batches(model, [batch]))["rmse"]
 
 
 def importance(model: object, batch: object) -> list[dict]:
@@ -61,14 +61,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     parts = split(snapshot, engine, {"train": 0.64, "valid": 0.16, "test": 0.2})
     rows = engine.read(sample(snapshot, engine, rows=8_000, part=parts.part("train")))
     encoder = Encoder.fit(rows, taxi)
-    model = build(taxi, encoder, encoder(rows))
+    model = build_model(taxi, encoder, encoder(rows))
     train, valid, test = (Loader(snapshot.files, part, encoder, 256) for part in parts.parts.values())
     fit(model, train, valid, epochs=10, progress=False)
-    learned, asked = concat(list(train.in_order())), concat(list(test.in_order()))
+    learned, asked = concat_batches(list(train.in_order())), concat_batches(list(test.in_order()))
     frames = [model.features.derived_frame(batch.inputs) for batch in (learned, asked)]
-    target, prediction = predict(model, [asked])
+    target, prediction = predict_batches(model, [asked])
     known = [(frame, batch.target.numpy()) for frame, batch in zip(frames, (learned, asked), strict=True)]
-    cut = by_slice("regression", target, prediction, frames[1].iloc[:, 0])
+    cut = slice_metrics("regression", target, prediction, frames[1].iloc[:, 0])
     return export(
         model, encoder, taxi, rows, f"{folder}/bundle",
         lineage=Lineage(snapshots={"train": f"trips_kept@{snapshot.id}"}, runs={"train": "a41f"}, seed=0),

@@ -18,7 +18,7 @@ import pytest
 from slml import audit, clean, infer, open_engine, sample, split
 from slml.errors import SettingsError, StorageError, TableError, UsageError
 from slml.features.encoder import Encoder
-from slml.models.model import build
+from slml.models.model import build_model
 from slml.registry.bundle import Bundle, Lineage
 from slml.registry.export import export
 from slml.registry.gate import AuditSummary
@@ -114,9 +114,9 @@ def test_from_a_file_to_a_champion(workspace, tmp_path):
     train, valid = (Loader(kept.files, parts.part(name), encoder, 64) for name in ("train", "valid"))
 
     checkpoint = workspace.uri("checkpoints", "one", "checkpoint.pt")
-    first = build(contract, encoder, encoder(some), width=8, depth=1)
+    first = build_model(contract, encoder, encoder(some), width=8, depth=1)
     fit(first, train, valid, epochs=2, checkpoint=checkpoint)
-    again = build(contract, encoder, encoder(some), width=8, depth=1)
+    again = build_model(contract, encoder, encoder(some), width=8, depth=1)
     assert len(fit(again, train, valid, epochs=3, checkpoint=checkpoint).epochs) == 3  # two of them remembered
 
     lineage = Lineage(snapshots={"train": kept.ref}, runs={"train": "one"}, seed=0)

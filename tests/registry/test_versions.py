@@ -19,7 +19,7 @@ import torch
 from slml.contract import Category, Column, Contract, Distance, Numeric, TimeParts
 from slml.errors import RegistryError, TrainingError
 from slml.features.encoder import Encoder
-from slml.models.model import Model, build
+from slml.models.model import Model, build_model
 from slml.registry.aliases import read_changes, read_state
 from slml.registry.bundle import FILES, MANIFEST, Bundle, Lineage
 from slml.registry.export import check_parity, export
@@ -90,7 +90,7 @@ def contract_for(table: pa.Table, target: str, task: str) -> Contract:
 
 def shaken(contract: Contract, encoder: Encoder, table: pa.Table) -> Model:
     """A model with weights that matter: parity depends on the graph and not on what was learned."""
-    model = build(contract, encoder, encoder(table), width=32, depth=2, bins=8, seed=1)
+    model = build_model(contract, encoder, encoder(table), width=32, depth=2, bins=8, seed=1)
     torch.manual_seed(2)
     with torch.no_grad():
         for weight in model.parameters():

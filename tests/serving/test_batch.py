@@ -15,7 +15,7 @@ import torch
 from slml.contract import Category, Column, Contract, Numeric, TimeParts
 from slml.errors import ContractError, RegistryError, SlmlError, TableError
 from slml.features.encoder import Encoder
-from slml.models.model import build
+from slml.models.model import build_model
 from slml.registry.bundle import Bundle, Lineage, read_files, write_bundle
 from slml.registry.export import export
 from slml.registry.gate import AuditSummary
@@ -65,7 +65,7 @@ def trips(first: int, rows: int) -> pa.Table:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     table = trips(0, 500)
     encoder = Encoder.fit(table, CONTRACT)
-    model = build(CONTRACT, encoder, encoder(table), width=16, depth=2, bins=8, seed=1)
+    model = build_model(CONTRACT, encoder, encoder(table), width=16, depth=2, bins=8, seed=1)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from slml.contract import Between, Category, Column, Contract, InsideBox, Matches, Numeric, OneOf, Ordered, TimeParts
 from slml.features.encoder import Encoder, Target
-from slml.models.model import build
+from slml.models.model import build_model
 from slml.registry.aliases import Canary, Pointer, State, read_state, write_change
 from slml.registry.bundle import PREDICTION, Bundle, Lineage, open_session, run_session, write_bundle
 from slml.registry.export import export
@@ -97,7 +97,7 @@ def make(folder: Path) -> Bundle:
     """A bundle of an untrained model: its predictions are as good as any."""
     table = trips()
     encoder = Encoder.fit(table, CONTRACT)
-    model = build(CONTRACT, encoder, encoder(table), width=16, depth=1, embedding=4).eval()
+    model = build_model(CONTRACT, encoder, encoder(table), width=16, depth=1, embedding=4).eval()
     return export(model, encoder, CONTRACT, table, str(folder), lineage=LINEAGE, metrics={"test": {"rmse": 1.5}})
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from slml import contract as c
 from slml.features.encoder import Encoder
-from slml.models.model import build
+from slml.models.model import build_model
 from slml.sampling.split import Part
 from slml.training.loader import Loader
 
@@ -34,5 +34,5 @@ def made(folder: str, kind: type[Loader] = Loader) -> tuple:
     "A small model and loaders over the files, the same at every call."
     rows = pq.read_table(f"{folder}/train.parquet")
     encoder = Encoder.fit(rows, RULES)
-    model = build(RULES, encoder, encoder(rows), width=32, dropout=0.2, seed=1)
+    model = build_model(RULES, encoder, encoder(rows), width=32, dropout=0.2, seed=1)
     return model, *(kind([f"{folder}/{name}.parquet"], Part(), encoder, 128) for name in ("train", "valid"))

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from slml.errors import TrainingError, UsageError
-from slml.models.model import load, save
+from slml.models.model import load_model, save_model
 from slml.models.networks import NETWORKS
 from slml.training.estimators import SlmlClassifier, SlmlRegressor, arrow_table, table_contract
 
@@ -139,9 +139,11 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(trips, fare
 
 def test_its_model_is_one_of_slml(trips, fare, tmp_path):
     model = SlmlRegressor(**QUICK).fit(trips, fare)
-    save(model.model_, str(tmp_path / "model.pt"))
+    save_model(model.model_, str(tmp_path / "model.pt"))
     batch = model.encoder_(arrow_table(trips).append_column("target", [fare.to_numpy()]))
-    np.testing.assert_allclose(load(str(tmp_path / "model.pt"))(batch.inputs).detach(), model.predict(trips), rtol=1e-5)
+    np.testing.assert_allclose(
+        load_model(str(tmp_path / "model.pt"))(batch.inputs).detach(), model.predict(trips), rtol=1e-5
+    )
 
 
 def test_what_was_passed_is_not_changed(trips, fare):

@@ -16,8 +16,8 @@ import torch
 from slml import contract as c
 from slml.errors import TrainingError
 from slml.features.encoder import Encoder
-from slml.models.model import build
-from slml.training.fit import batch_size, fit, predict
+from slml.models.model import build_model
+from slml.training.fit import batch_size, fit, predict_batches
 from slml.training.loader import Loader
 from slml.training.metrics import measure
 
@@ -50,9 +50,9 @@ def same(one: torch.nn.Module, two: torch.nn.Module) -> bool:
 
 def test_it_learns_and_keeps_the_best_weights(folder):
     model, train, valid = made(folder)
-    before = measure("regression", *predict(model, valid.in_order()))["rmse"]
+    before = measure("regression", *predict_batches(model, valid.in_order()))["rmse"]
     history = fit(model, train, valid, epochs=30, learning_rate=4e-3, progress=False)
-    after = measure("regression", *predict(model, valid.in_order()))["rmse"]
+    after = measure("regression", *predict_batches(model, valid.in_order()))["rmse"]
     assert after == pytest.approx(history.best)
     assert after < 0.4 * before
     assert not model.training
@@ -194,9 +194,9 @@ def test_california_housing(shared_data):
         parts[name] = rows.take(pa.array(places))
     encoder = Encoder.fit(parts["train"], rules)
     sources = {name: InMemory(encoder(part)) for name, part in parts.items()}
-    model = build(rules, encoder, encoder(parts["train"]))
+    model = build_model(rules, encoder, encoder(parts["train"]))
     fit(model, sources["train"], sources["valid"], epochs=8, learning_rate=2e-3, progress=False)
-    assert measure("regression", *predict(model, sources["test"].iter_epoch(0)))["rmse"] <= 0.50
+    assert measure("regression", *predict_batches(model, sources["test"].iter_epoch(0)))["rmse"] <= 0.50
 
 
 class InMemory:

@@ -15,7 +15,7 @@ from slml.errors import StorageError, TrainingError, UsageError
 from slml.features.encoder import Batch
 from slml.sampling.split import CIRCLE, Part, rotate
 from slml.tables.rowhash import ROW_HASH, row_hash
-from slml.training.loader import Loader, ahead
+from slml.training.loader import Loader, read_ahead
 
 ROWS = 10_000
 WHOLE = Part()
@@ -196,7 +196,7 @@ def test_a_loop_that_stops_early_leaves_no_thread(files) -> None:
 
 def test_reading_ahead_is_bounded() -> None:
     made = []
-    items = ahead((made.append(n) or n for n in range(1_000)), depth=2)
+    items = read_ahead((made.append(n) or n for n in range(1_000)), depth=2)
     assert next(items) == 0
     threading.Event().wait(0.2)
     assert len(made) <= 5

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from slml.errors import TrainingError, UsageError
 from slml.training.baselines import baselines
-from slml.training.metrics import by_slice, headline, measure, plot, slice_labels
+from slml.training.metrics import headline, measure, plot_predictions, slice_labels, slice_metrics
 
 KEYS = ["constant", "linear", "hist_gradient_boosting"]
 
@@ -67,7 +67,7 @@ def test_every_metric_is_a_plain_number_and_nothing_warns() -> None:
     ],
 )
 def test_what_cannot_be_measured(task: str, target: list, prediction: list) -> None:
-    for call in (measure, plot):
+    for call in (measure, plot_predictions):
         with pytest.raises(TrainingError, match="expected:"):
             call(task, target, prediction)
 
@@ -81,12 +81,14 @@ def test_slices_cover_every_row_and_show_the_bad_corner() -> None:
     random = np.random.default_rng(0)
     slices = pd.Series(random.choice(["day", "night", None], 1_000), name="when", index=range(5, 1_005))
     target = random.normal(size=1_000)
-    found = by_slice("regression", target, target + 3.0 * (slices == "night").to_numpy(), slices)
+    found = slice_metrics("regression", target, target + 3.0 * (slices == "night").to_numpy(), slices)
     assert found.index.tolist() == ["day", "night", "missing"]
     assert found.index.name == "when"
     assert found.rows.sum() == 1_000
     assert found.rmse.tolist() == pytest.approx([0, 3, 0])
-    assert by_slice("binary", (target > 0).astype(int), np.full(1_000, 0.5), slices)["error"].between(0.3, 0.7).all()
+    assert (
+        slice_metrics("binary", (target > 0).astype(int), np.full(1_000, 0.5), slices)["error"].between(0.3, 0.7).all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,10 +115,10 @@ def test_slices_of_any_column(values: pd.Series, slices: int) -> None:
 def test_plots_of_every_task() -> None:
     random = np.random.default_rng(0)
     axes = [
-        plot("regression", random.normal(size=50), random.normal(size=50)),
-        plot("regression", np.zeros(5), np.zeros(5)),
-        plot("binary", random.integers(0, 2, 50), random.random(50)),
-        plot("multiclass", [0, 1, 2], np.eye(3)),
+        plot_predictions("regression", random.normal(size=50), random.normal(size=50)),
+        plot_predictions("regression", np.zeros(5), np.zeros(5)),
+        plot_predictions("binary", random.integers(0, 2, 50), random.random(50)),
+        plot_predictions("multiclass", [0, 1, 2], np.eye(3)),
     ]
     assert [ax.get_xlabel() for ax in axes] == [
         "truth",

@@ -14,7 +14,7 @@ import pytest
 from slml import contract as c
 from slml.errors import TrainingError, UsageError
 from slml.features.encoder import Encoder
-from slml.models.model import build
+from slml.models.model import build_model
 from slml.quality.clean import clean
 from slml.quality.infer import infer
 from slml.runners.local import LocalRunner
@@ -27,7 +27,7 @@ from slml.tables.engine import open_engine
 from slml.tables.ingest import ingest_files
 from slml.training.fit import fit
 from slml.training.loader import Loader
-from slml.training.tuning import Tuning, defaults, looks, space, tune
+from slml.training.tuning import Tuning, default_parameters, pruning_epochs, search_space, tune
 from slml.workspace import Workspace
 
 from support import REPOSITORY
@@ -86,10 +86,10 @@ def made(tuning: Tuning) -> list[tuple]:
 
 def test_never_worse_than_the_defaults_and_true_of_a_training_of_its_own(data: Data, found: Tuning) -> None:
     chosen = dict(found.best.parameters)
-    assert found.trials[0].parameters == defaults(data.train)
+    assert found.trials[0].parameters == default_parameters(data.train)
     assert found.best.value == min(found.values) < found.trials[0].value
     rates = {name: chosen.pop(name) for name in ("learning_rate", "weight_decay")}
-    model = build(data.rules, data.encoder, data.sample, **chosen)
+    model = build_model(data.rules, data.encoder, data.sample, **chosen)
     again = fit(model, data.train, data.valid, epochs=EPOCHS, progress=False, **rates)
     assert again.best == found.best.value
 
@@ -154,7 +154,7 @@ def test_the_time_counts_over_all_calls(data: Data, tmp_path: Path) -> None:
 
 def test_a_linear_model_has_less_to_try(data: Data, tmp_path: Path) -> None:
     trials = data.tune(tmp_path, network="linear", trials=2).trials
-    assert set(space("linear", 1e-3)) == {"learning_rate", "weight_decay"}
+    assert set(search_space("linear", 1e-3)) == {"learning_rate", "weight_decay"}
     sizes = [{name: trial.parameters[name] for name in ("width", "depth", "dropout")} for trial in trials]
     assert sizes[0] == sizes[1], "what it does not have stays as it is"
 
@@ -213,8 +213,8 @@ def test_what_comes_out_can_be_looked_at(found: Tuning) -> None:
     assert "given up" in found._repr_html_()
     line = found.plot().get_lines()[0].get_ydata()
     assert list(line) == list(np.minimum.accumulate(found.values))
-    assert looks(8) == [1, 2, 4, 8]
-    assert looks(3) == [1, 2, 3]
+    assert pruning_epochs(8) == [1, 2, 4, 8]
+    assert pruning_epochs(3) == [1, 2, 3]
 
 
 def test_the_job_hands_on_what_the_train_job_takes(tmp_path: Path, tracking_uri: str) -> None:
