@@ -18,13 +18,15 @@ def lines(name: str) -> list[str]:
 
 
 class BuildWithJobs(build_py):
-    """Copies the job notebooks into the package, which finds them in `nbs/jobs` where it runs from a clone."""
+    """Copies the job notebooks and pipelines that ship into the package, which finds them in place in a clone."""
 
     def run(self) -> None:
         super().run()
         if not getattr(self, "editable_mode", False):
             for notebook in sorted((here / "nbs" / "jobs").glob("*.ipynb")):
                 self.copy_file(str(notebook), str(Path(self.build_lib, "slml", "jobs", notebook.name)))
+            for name in ("table.yaml", "monitor.yaml"):
+                self.copy_file(str(here / "pipelines" / name), str(Path(self.build_lib, "slml", "pipelines", name)))
 
 
 readme = here / "README.md"
@@ -49,6 +51,10 @@ setup(
         "console_scripts": ["slml = slml.cli:main"],
         "papermill.engine": ["slml = slml.execution.warm_kernel:SlmlEngine"],
     },
-    package_data={"slml.aws": ["Dockerfile"], "slml.serving": ["page.html"]},
+    package_data={
+        "slml.aws": ["Dockerfile"],
+        "slml.pipelines": ["template/*", "template/*/*"],
+        "slml.serving": ["page.html"],
+    },
     zip_safe=False,
 )

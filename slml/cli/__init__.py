@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/cli/init.ipynb #6699250b
 # ruff: isort: off
+from . import project as project
 from . import tables as tables  # in the order in which --help shows them
 from . import jobs as jobs
 from . import runs as runs
