@@ -164,8 +164,9 @@ def run_pipeline_command(
 
     Example: `slml pipeline run pipelines/table.yaml -p source=houses.csv -p target=price`"""
     from slml.pipelines.pipeline import load_pipeline, run_pipeline, submit_pipeline
+    from slml.pipelines.project import pipeline_file
 
-    pipeline, workspace = load_pipeline(file), open_workspace(on)
+    pipeline, workspace = load_pipeline(pipeline_file(file)), open_workspace(on)
     if no_wait:
         submission = submit_pipeline(pipeline, pairs(parameters), workspace)
         ids = {name: run.id for name, run in submission.done.items()} | submission.ids

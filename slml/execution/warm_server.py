@@ -96,6 +96,8 @@ def load_libraries(
     for name in UNUSED:
         del sys.modules[name]
     library_folders = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    # Those of other environments on the path too (--system-site-packages, a user's own): numpy refuses a second import.
+    library_folders += [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__dict__", {}).get("__file__")
         if name.split(".")[0] == "slml" or (file and not file.startswith(tuple(library_folders))):

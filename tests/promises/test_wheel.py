@@ -97,7 +97,19 @@ def audited_snapshot(executed: list[Path]) -> str:
 
 
 def test_the_first_notebook_runs_under_papermill(environment: Path, project: Path) -> None:
-    words = ["--engine", "slml", "--cwd", "nbs", "nbs/explore.ipynb", "out.ipynb", "-p", "max_seconds", "5"]
-    call(environment, project, "papermill", *words)
+    words = [
+        "-m",
+        "papermill",
+        "--engine",
+        "slml",
+        "--cwd",
+        "nbs",
+        "nbs/explore.ipynb",
+        "out.ipynb",
+        "-p",
+        "max_seconds",
+        "5",
+    ]
+    call(environment, project, "python", *words)
     notebook = nbformat.read(project / "out.ipynb", 4)
     assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code" and cell.source)
