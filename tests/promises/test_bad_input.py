@@ -26,7 +26,7 @@ SLML = Path(sys.executable).parent / "slml"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with the workspace of the command line under it."""
     monkeypatch.setenv("SLML_ROOT", str(tmp_path / "root"))
     monkeypatch.setenv("SLML_PROJECT", "test")
@@ -34,12 +34,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(capsys: pytest.CaptureFixture, words: list[str], code: int) -> str:
+def error_text(capsys: pytest.CaptureFixture, arguments: list[str], code: int) -> str:
     """What a call of the command line says on stderr, once it has ended with this code and without a traceback."""
-    assert main(words) == code
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told
+    assert main(arguments) == code
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
 
 
 def houses(path: Path, rows: int = 400, price: str | None = None) -> Path:
@@ -51,11 +51,11 @@ def houses(path: Path, rows: int = 400, price: str | None = None) -> Path:
     return path
 
 
-def test_a_missing_file_is_a_wrong_call(here: Path, capsys: pytest.CaptureFixture) -> None:
-    houses(here / "houses.csv")
-    told = said(capsys, ["ingest", "house.csv", "houses"], code=2)
-    assert "house.csv" in told
-    assert "did you mean 'houses.csv'?" in told
+def test_a_missing_file_is_a_wrong_call(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    houses(folder / "houses.csv")
+    message = error_text(capsys, ["ingest", "house.csv", "houses"], code=2)
+    assert "house.csv" in message
+    assert "did you mean 'houses.csv'?" in message
 
 
 @pytest.mark.parametrize(
@@ -69,26 +69,26 @@ def test_a_missing_file_is_a_wrong_call(here: Path, capsys: pytest.CaptureFixtur
     ],
 )
 def test_a_file_that_holds_no_table(
-    here: Path, capsys: pytest.CaptureFixture, name: str, content: bytes, expected: str
+    folder: Path, capsys: pytest.CaptureFixture, name: str, content: bytes, expected: str
 ) -> None:
-    (here / name).write_bytes(content)
-    assert expected in said(capsys, ["ingest", name, "t"], code=1)
+    (folder / name).write_bytes(content)
+    assert expected in error_text(capsys, ["ingest", name, "t"], code=1)
     assert Catalog(Workspace()).tables() == [], "nothing is half written"
-    houses(here / "houses.csv")
+    houses(folder / "houses.csv")
     assert main(["ingest", "houses.csv", "t"]) == 0, "and the next call works"
 
 
-def test_mixed_schemas_are_named(here: Path, capsys: pytest.CaptureFixture) -> None:
-    (here / "in").mkdir()
-    houses(here / "in" / "a.csv")
-    (here / "in" / "b.csv").write_text("id,rooms,colour\n1,2,red\n")
-    told = said(capsys, ["ingest", "in", "t"], code=1)
-    assert "b.csv" in told
-    assert "colour" in told
+def test_mixed_schemas_are_named(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "in").mkdir()
+    houses(folder / "in" / "a.csv")
+    (folder / "in" / "b.csv").write_text("id,rooms,colour\n1,2,red\n")
+    message = error_text(capsys, ["ingest", "in", "t"], code=1)
+    assert "b.csv" in message
+    assert "colour" in message
 
 
-def test_a_broken_quote_costs_its_line_and_no_other(here: Path, capsys: pytest.CaptureFixture) -> None:
-    (here / "quotes.csv").write_text('id,name\n1,"a"\n2,"b\n3,"c"\n4,"d"\n')
+def test_a_broken_quote_costs_its_line_and_no_other(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "quotes.csv").write_text('id,name\n1,"a"\n2,"b\n3,"c"\n4,"d"\n')
     assert main(["ingest", "quotes.csv", "t", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["rows"] == report["stored"] + report["rejected"]
@@ -96,42 +96,44 @@ def test_a_broken_quote_costs_its_line_and_no_other(here: Path, capsys: pytest.C
     assert report["stored"] >= 2
 
 
-def test_a_column_that_the_file_lacks(here: Path, capsys: pytest.CaptureFixture) -> None:
-    houses(here / "houses.csv")
+def test_a_column_that_the_file_lacks(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    houses(folder / "houses.csv")
     assert main(["ingest", "houses.csv", "houses"]) == 0
     contract = {"name": "houses", "columns": [{"name": "prices", "type": "float"}], "target": "prices"}
-    (here / "houses.json").write_text(json.dumps(contract))
-    told = said(capsys, ["audit", "houses", "houses.json"], code=1)
-    assert "prices" in told
-    assert "did you mean 'price'?" in told
+    (folder / "houses.json").write_text(json.dumps(contract))
+    message = error_text(capsys, ["audit", "houses", "houses.json"], code=1)
+    assert "prices" in message
+    assert "did you mean 'price'?" in message
 
 
 @pytest.mark.parametrize("price", ["5", ""])
-def test_a_target_with_nothing_to_learn(here: Path, capsys: pytest.CaptureFixture, price: str) -> None:
-    houses(here / "houses.csv", price=price)
+def test_a_target_with_nothing_to_learn(folder: Path, capsys: pytest.CaptureFixture, price: str) -> None:
+    houses(folder / "houses.csv", price=price)
     assert main(["ingest", "houses.csv", "houses"]) == 0
-    assert "price" in said(capsys, ["contract", "infer", "houses", "--target", "price"], code=1)
+    assert "price" in error_text(capsys, ["contract", "infer", "houses", "--target", "price"], code=1)
 
 
-def test_wrong_names_are_met_with_the_closest(here: Path, capsys: pytest.CaptureFixture) -> None:
-    houses(here / "houses.csv")
+def test_wrong_names_are_met_with_the_closest(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    houses(folder / "houses.csv")
     assert main(["ingest", "houses.csv", "houses"]) == 0
-    assert "did you mean 'houses'?" in said(capsys, ["query", "select * from hauses"], code=1)
-    assert "did you mean 'price'?" in said(capsys, ["contract", "infer", "houses", "--target", "prize"], code=1)
+    assert "did you mean 'houses'?" in error_text(capsys, ["query", "select * from hauses"], code=1)
+    assert "did you mean 'price'?" in error_text(capsys, ["contract", "infer", "houses", "--target", "prize"], code=1)
     train = str(REPOSITORY / "nbs/jobs/train.ipynb")
-    told = said(capsys, ["run", train, "-p", "split=s", "-p", "contract=c", "-p", "epoch=3", "-p", "seed=x"], code=2)
-    assert "did you mean 'epochs'?" in told
-    assert "seed" in told
+    message = error_text(
+        capsys, ["run", train, "-p", "split=s", "-p", "contract=c", "-p", "epoch=3", "-p", "seed=x"], code=2
+    )
+    assert "did you mean 'epochs'?" in message
+    assert "seed" in message
     assert main(["runs", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [], "nothing was started"
 
 
-def test_too_few_rows_for_a_split(here: Path, capsys: pytest.CaptureFixture) -> None:
-    houses(here / "houses.csv", rows=12)
+def test_too_few_rows_for_a_split(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    houses(folder / "houses.csv", rows=12)
     table = str(REPOSITORY / "pipelines/table.yaml")
-    told = said(capsys, ["pipeline", "run", table, "-p", "source=houses.csv", "-p", "target=price"], code=1)
-    assert "The step 'split' failed" in told
-    assert "at least 10 rows in each part" in told
+    message = error_text(capsys, ["pipeline", "run", table, "-p", "source=houses.csv", "-p", "target=price"], code=1)
+    assert "The step 'split' failed" in message
+    assert "at least 10 rows in each part" in message
     assert main(["runs", "--json"]) == 0
     runs = {run["job"]: run for run in json.loads(capsys.readouterr().out)}
     assert [runs[job]["status"] for job in ("ingest", "audit", "split")] == ["done", "done", "failed"]
@@ -159,8 +161,8 @@ def test_a_full_disk(
     pq.write_table(
         pa.table({"x": [random[n : n + 60].hex() for n in range(0, len(random), 60)]}), tmp_path / "x.parquet"
     )
-    told = said(capsys, ["ingest", str(tmp_path / "x.parquet"), "t"], code=1)
-    assert "No space left" in told
+    message = error_text(capsys, ["ingest", str(tmp_path / "x.parquet"), "t"], code=1)
+    assert "No space left" in message
     assert Catalog(Workspace()).tables() == []
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     assert main(["ingest", str(tmp_path / "x.parquet"), "t"]) == 0, "with room, the next call works"
@@ -174,25 +176,25 @@ def test_a_full_disk_is_named_by_whoever_writes_tensors(small_disk: Path) -> Non
     assert [path.name for path in small_disk.iterdir()] == ["model.pt"]
 
 
-def test_ctrl_c_leaves_nothing_running_and_the_next_call_goes_on(here: Path) -> None:
-    houses(here / "houses.csv", rows=2_000)
+def test_ctrl_c_leaves_nothing_running_and_the_next_call_goes_on(folder: Path) -> None:
+    houses(folder / "houses.csv", rows=2_000)
     table = str(REPOSITORY / "pipelines/table.yaml")
-    words = [SLML, "pipeline", "run", table, "-p", "source=houses.csv", "-p", "target=price", "-p", "max_seconds=5"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    seen = ""
+    arguments = [SLML, "pipeline", "run", table, "-p", "source=houses.csv", "-p", "target=price", "-p", "max_seconds=5"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    output = ""
     for line in process.stderr:
-        seen += line
+        output += line
         if line.split()[:2] == ["train", "running"]:
             time.sleep(1.5)
             process.send_signal(signal.SIGINT)
             break
-    seen += process.communicate(timeout=60)[1]
-    assert process.returncode == 1, seen
-    assert "Interrupted." in seen
-    assert "Traceback" not in seen
-    left = subprocess.run(["pgrep", "-f", str(here / "root")], capture_output=True, text=True).stdout
-    assert not left, "nothing is left running"
-    again = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=300)
+    output += process.communicate(timeout=60)[1]
+    assert process.returncode == 1, output
+    assert "Interrupted." in output
+    assert "Traceback" not in output
+    processes = subprocess.run(["pgrep", "-f", str(folder / "root")], capture_output=True, text=True).stdout
+    assert not processes, "nothing is left running"
+    again = subprocess.run([*arguments, "--json"], capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["rows_in"] == 2_000
     assert again.stderr.count("cached") == 3, "what was done is not run again"

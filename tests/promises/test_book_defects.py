@@ -47,7 +47,7 @@ def as_text(month: str, workspace: Workspace) -> IngestReport:
 
 
 @pytest.fixture(scope="module")
-def stored(as_text: IngestReport, workspace: Workspace) -> Snapshot:
+def snapshot(as_text: IngestReport, workspace: Workspace) -> Snapshot:
     return Catalog(workspace).snapshot(as_text.snapshot)
 
 
@@ -88,20 +88,22 @@ def test_a_wrong_format_at_ingest_is_named_as_such(misread: IngestReport) -> Non
 
 def test_what_a_wrong_format_let_through_is_found(misread: IngestReport, workspace: Workspace, engine: Engine) -> None:
     """The days up to the 12th did parse, as other months: the contract keeps none of them, and the audit says so."""
-    found = audit(Catalog(workspace).snapshot(misread.snapshot), contract(), engine)
-    assert found["ORIGINDATETIME_TR: between"].share > 0.8  # all but the third of March, and what was right by chance
-    assert any(note.startswith("'ORIGINDATETIME_TR: between'") for note in found.notes), found.notes
-    assert any(note.startswith("Only") for note in found.notes), found.notes
+    findings = audit(Catalog(workspace).snapshot(misread.snapshot), contract(), engine)
+    assert (
+        findings["ORIGINDATETIME_TR: between"].share > 0.8
+    )  # all but the third of March, and what was right by chance
+    assert any(note.startswith("'ORIGINDATETIME_TR: between'") for note in findings.notes), findings.notes
+    assert any(note.startswith("Only") for note in findings.notes), findings.notes
 
 
-def test_a_wrong_format_in_the_contract_is_named_as_such(stored: Snapshot, engine: Engine) -> None:
-    found = audit(stored, with_format(WRONG), engine)
-    assert found["ORIGINDATETIME_TR: parses as"].share > 0.5
-    assert any("day and month are probably mixed up" in note for note in found.notes), found.notes
+def test_a_wrong_format_in_the_contract_is_named_as_such(snapshot: Snapshot, engine: Engine) -> None:
+    findings = audit(snapshot, with_format(WRONG), engine)
+    assert findings["ORIGINDATETIME_TR: parses as"].share > 0.5
+    assert any("day and month are probably mixed up" in note for note in findings.notes), findings.notes
 
 
-def test_a_wrong_format_keeps_its_rows_in_quarantine(stored: Snapshot, workspace: Workspace, engine: Engine) -> None:
-    ledger = clean(stored, with_format(WRONG), Catalog(workspace), engine, "kept_wrong", "quarantine_wrong")
+def test_a_wrong_format_keeps_its_rows_in_quarantine(snapshot: Snapshot, workspace: Workspace, engine: Engine) -> None:
+    ledger = clean(snapshot, with_format(WRONG), Catalog(workspace), engine, "kept_wrong", "quarantine_wrong")
     assert ledger.rows_in == 4000 == ledger.kept + ledger.quarantined
     assert ledger.by_rule["ORIGINDATETIME_TR: parses as"] > 2000
     # A day up to the 12th does parse, into another month: the window of the month finds those.
@@ -112,12 +114,12 @@ def test_a_wrong_format_keeps_its_rows_in_quarantine(stored: Snapshot, workspace
 # Its own output
 
 
-def test_own_output_is_not_read_back(stored: Snapshot, workspace: Workspace, engine: Engine) -> None:
+def test_own_output_is_not_read_back(snapshot: Snapshot, workspace: Workspace, engine: Engine) -> None:
     catalog = Catalog(workspace)
-    clean(stored, contract(), catalog, engine, "kept", "quarantine")
+    clean(snapshot, contract(), catalog, engine, "kept", "quarantine")
     before = catalog.snapshot("trips")
-    folder, kept = str(Path(stored.files[0]).parent), catalog.table("kept").location
-    for source in (*stored.files, folder, f"{kept}/**/*.parquet"):
+    folder, kept_folder = str(Path(snapshot.files[0]).parent), catalog.table("kept").location
+    for source in (*snapshot.files, folder, f"{kept_folder}/**/*.parquet"):
         with pytest.raises(UsageError):
             ingest_files(source.removeprefix("file://"), "trips", workspace)
     assert catalog.snapshot("trips").id == before.id
@@ -146,17 +148,17 @@ def test_an_impossible_bound_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(3.25, 12.5), (32.5, 250)], ids=["half is lost", "a point is moved"])
-def test_a_mistyped_bound_is_noticed(low: float, high: float, stored: Snapshot, engine: Engine) -> None:
+def test_a_mistyped_bound_is_noticed(low: float, high: float, snapshot: Snapshot, engine: Engine) -> None:
     """The bound looks plausible to the eye, but it breaks far more rows than a rule should."""
     mistyped = Between("FAREAMOUNT", low, high, reason="the tariff of the meter")
     rules = tuple(mistyped if r.name == mistyped.name else r for r in contract().rules)
-    found = audit(stored, contract().replace(rules=rules), engine)
-    note = next(note for note in found.notes if note.startswith("'FAREAMOUNT: between'"))
+    findings = audit(snapshot, contract().replace(rules=rules), engine)
+    note = next(note for note in findings.notes if note.startswith("'FAREAMOUNT: between'"))
     assert "the tariff of the meter" in note  # so that a reader can compare the bound with its reason
 
 
-def test_right_bounds_raise_no_suspicion(stored: Snapshot, engine: Engine) -> None:
-    assert not any("between" in note for note in audit(stored, contract(), engine).notes)
+def test_right_bounds_raise_no_suspicion(snapshot: Snapshot, engine: Engine) -> None:
+    assert not any("between" in note for note in audit(snapshot, contract(), engine).notes)
 
 
 def test_a_stored_format_is_part_of_the_rule() -> None:

@@ -22,9 +22,9 @@ ADULT = (
 
 def run_table(root: Path, **parameters: object) -> dict:
     """The summary of `slml pipeline run pipelines/table.yaml`, once it balances and beats a constant."""
-    words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
+    options = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
     done = subprocess.run(
-        [SLML, "pipeline", "run", "pipelines/table.yaml", "--json", *words],
+        [SLML, "pipeline", "run", "pipelines/table.yaml", "--json", *options],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=580, env={**os.environ, "SLML_ROOT": str(root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -39,44 +39,44 @@ def run_table(root: Path, **parameters: object) -> dict:
 
 def test_nyc_coordinates(shared_data: Path, tmp_path: Path) -> None:
     """Two spellings of time, and passengers as 1 and as 2.0, in three files of one glob."""
-    found = run_table(tmp_path, source=f"{shared_data}/nyc_coordinates/*.csv", target="fare_amount", max_seconds=12)
-    assert found["rows_in"] == 7333 + 4706 + 1572
-    assert found["rows_kept"] > 0.98 * found["rows_in"]
+    result = run_table(tmp_path, source=f"{shared_data}/nyc_coordinates/*.csv", target="fare_amount", max_seconds=12)
+    assert result["rows_in"] == 7333 + 4706 + 1572
+    assert result["rows_kept"] > 0.98 * result["rows_in"]
 
 
 def test_nyc_green_fare(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "nyc_green" / "green_tripdata_2023-01.parquet"
-    found = run_table(tmp_path, source=source, target="fare_amount", max_seconds=90)
-    assert found["rows_in"] == 68_211
-    assert any("total_amount" in note for note in found["notes"]), "the total gives the fare away"
-    assert found["test"]["rmse"] <= 1.05 * found["baselines"]["hist_gradient_boosting"]["rmse"]
+    result = run_table(tmp_path, source=source, target="fare_amount", max_seconds=90)
+    assert result["rows_in"] == 68_211
+    assert any("total_amount" in note for note in result["notes"]), "the total gives the fare away"
+    assert result["test"]["rmse"] <= 1.05 * result["baselines"]["hist_gradient_boosting"]["rmse"]
 
 
 def test_chicago(shared_data: Path, tmp_path: Path) -> None:
-    found = run_table(tmp_path, source=shared_data / "chicago_taxi" / "data.csv", target="fare", max_seconds=12)
-    assert found["rows_in"] == 15_002
-    assert found["test"]["rmse"] < 1.1 * found["baselines"]["linear"]["rmse"]
+    result = run_table(tmp_path, source=shared_data / "chicago_taxi" / "data.csv", target="fare", max_seconds=12)
+    assert result["rows_in"] == 15_002
+    assert result["test"]["rmse"] < 1.1 * result["baselines"]["linear"]["rmse"]
 
 
 def test_california(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "california_housing" / "housing.csv"
-    found = run_table(tmp_path, source=source, target="median_house_value", max_seconds=120)
-    assert found["rows_in"] == 20_640
-    assert found["test"]["rmse"] <= 51_000  # USD
+    result = run_table(tmp_path, source=source, target="median_house_value", max_seconds=120)
+    assert result["rows_in"] == 20_640
+    assert result["test"]["rmse"] <= 51_000  # USD
 
 
 def test_adult(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "adult" / "adult-train.csv"
-    found = run_table(tmp_path, source=source, columns=ADULT, target="income", task="binary", max_seconds=12)
-    assert found["rows_in"] == 32_561
-    assert found["test"]["accuracy"] > 0.85
+    result = run_table(tmp_path, source=source, columns=ADULT, target="income", task="binary", max_seconds=12)
+    assert result["rows_in"] == 32_561
+    assert result["test"]["accuracy"] > 0.85
 
 
 def test_bike_sharing(shared_data: Path, tmp_path: Path) -> None:
-    found = run_table(tmp_path, source=shared_data / "bike_sharing" / "hour.csv", target="cnt", max_seconds=12)
-    assert found["rows_in"] == 17_379
-    assert any("casual" in note and "registered" in note for note in found["notes"]), "together they give cnt away"
-    assert found["test"]["rmse"] > 10, "a smaller error means that the leak was used"
+    result = run_table(tmp_path, source=shared_data / "bike_sharing" / "hour.csv", target="cnt", max_seconds=12)
+    assert result["rows_in"] == 17_379
+    assert any("casual" in note and "registered" in note for note in result["notes"]), "together they give cnt away"
+    assert result["test"]["rmse"] > 10, "a smaller error means that the leak was used"
 
 
 def test_nyc_green_duration(shared_data: Path, tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_nyc_green_duration(shared_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "durations.contract.json"
     contract.save(str(path))
     source = shared_data / "nyc_green" / "green_tripdata_2023-01.parquet"
-    found = run_table(tmp_path, source=source, contract=path, max_seconds=60)
-    assert found["rows_in"] == 68_211
-    assert not found["proposed"]
-    assert 0.93 < found["rows_kept"] / found["rows_in"] < 0.96, "3,300 zero distances and some impossible durations"
-    assert found["test"]["rmse"] < 1.05 * found["baselines"]["hist_gradient_boosting"]["rmse"]
+    result = run_table(tmp_path, source=source, contract=path, max_seconds=60)
+    assert result["rows_in"] == 68_211
+    assert not result["proposed"]
+    assert 0.93 < result["rows_kept"] / result["rows_in"] < 0.96, "3,300 zero distances and some impossible durations"
+    assert result["test"]["rmse"] < 1.05 * result["baselines"]["hist_gradient_boosting"]["rmse"]

@@ -74,10 +74,10 @@ def workspace_at(root: str, folder: Path, catalog: str = "", tracking: str = "")
 @pytest.fixture(params=["s3+glue", "s3+sqlite", "memory+sqlite"])
 def workspace(request: pytest.FixtureRequest, tmp_path: Path, tracking_uri: str) -> Workspace:
     """A project in a bucket, with each kind of catalog; `memory://` stands for clouds without an emulator."""
-    place, catalog = request.param.split("+")
-    if place == "s3":
+    scheme, catalog = request.param.split("+")
+    if scheme == "s3":
         request.getfixturevalue("aws")
-    root = f"{place}://{BUCKET}/{tmp_path.name}"
+    root = f"{scheme}://{BUCKET}/{tmp_path.name}"
     return workspace_at(root, tmp_path, "glue" if catalog == "glue" else "", tracking_uri)
 
 
@@ -107,11 +107,11 @@ def test_from_a_file_to_a_champion(workspace, tmp_path):
     ledger = clean(raw, contract, catalog, engine, kept="kept", quarantine="odd")
     assert ledger.kept + ledger.quarantined == 600
 
-    kept = catalog.snapshot(ledger.kept_snapshot)
-    parts = split(kept, engine, {"train": 0.6, "valid": 0.2, "test": 0.2})
-    some = engine.read(sample(kept, engine, rows=200, part=parts.part("train")))
+    kept_snapshot = catalog.snapshot(ledger.kept_snapshot)
+    parts = split(kept_snapshot, engine, {"train": 0.6, "valid": 0.2, "test": 0.2})
+    some = engine.read(sample(kept_snapshot, engine, rows=200, part=parts.part("train")))
     encoder = Encoder.fit(some, contract)
-    train, valid = (Loader(kept.files, parts.part(name), encoder, 64) for name in ("train", "valid"))
+    train, valid = (Loader(kept_snapshot.files, parts.part(name), encoder, 64) for name in ("train", "valid"))
 
     checkpoint = workspace.uri("checkpoints", "one", "checkpoint.pt")
     first = build_model(contract, encoder, encoder(some), width=8, depth=1)
@@ -119,13 +119,13 @@ def test_from_a_file_to_a_champion(workspace, tmp_path):
     again = build_model(contract, encoder, encoder(some), width=8, depth=1)
     assert len(fit(again, train, valid, epochs=3, checkpoint=checkpoint).epochs) == 3  # two of them remembered
 
-    lineage = Lineage(snapshots={"train": kept.ref}, runs={"train": "one"}, seed=0)
+    lineage = Lineage(snapshots={"train": kept_snapshot.ref}, runs={"train": "one"}, seed=0)
     bundle = export(again, encoder, contract, some, workspace.uri("bundles", "one"), lineage=lineage, metrics={})
     assert Bundle.load(bundle.uri).hash == bundle.hash
     assert bundle.uri.startswith(workspace.root)
     audited = AuditSummary(ledger.kept_snapshot, ledger.rows_in, ledger.kept, ledger.quarantined)
-    asked = {"metrics": {"rmse": 1.0}, "baselines": {"constant": {"rmse": 3.0}}}
-    register(bundle, "fares", workspace, **asked, audit=audited, served=Bundle.predict)
+    metrics = {"metrics": {"rmse": 1.0}, "baselines": {"constant": {"rmse": 3.0}}}
+    register(bundle, "fares", workspace, **metrics, audit=audited, served=Bundle.predict)
     promote_version("fares@1", workspace)
     assert load_bundle("fares@champion", workspace).check() <= 1e-5
 
@@ -180,9 +180,9 @@ def _half(file: IO) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("place", ["s3", "memory"])
-def test_a_text_appears_whole_or_not_at_all(aws, place, tmp_path):
-    uri = f"{place}://{BUCKET}/{tmp_path.name}/run.json"
+@pytest.mark.parametrize("scheme", ["s3", "memory"])
+def test_a_text_appears_whole_or_not_at_all(aws, scheme, tmp_path):
+    uri = f"{scheme}://{BUCKET}/{tmp_path.name}/run.json"
     write_text(uri, "old")
     with pytest.raises(KeyboardInterrupt), open_atomic(uri, "w") as file:
         _half(file)
@@ -191,14 +191,14 @@ def test_a_text_appears_whole_or_not_at_all(aws, place, tmp_path):
 
 def test_what_another_process_wrote_is_seen(aws, tmp_path):
     """fsspec remembers listings: a notebook would miss a job's run, and fail to read a record that has grown."""
-    place = f"s3://{BUCKET}/{tmp_path.name}"
-    write_text(f"{place}/1/run.json", "waiting")
-    assert expand(f"{place}/*/run.json") == [f"{place}/1/run.json"]
-    assert read_text(f"{place}/1/run.json") == "waiting"
+    folder = f"s3://{BUCKET}/{tmp_path.name}"
+    write_text(f"{folder}/1/run.json", "waiting")
+    assert expand(f"{folder}/*/run.json") == [f"{folder}/1/run.json"]
+    assert read_text(f"{folder}/1/run.json") == "waiting"
     code = "import sys; from slml.storage import write_text; [write_text(uri, 'it is done') for uri in sys.argv[1:]]"
-    subprocess.run([sys.executable, "-c", code, f"{place}/1/run.json", f"{place}/2/run.json"], check=True, timeout=60)
-    assert expand(f"{place}/*/run.json") == [f"{place}/1/run.json", f"{place}/2/run.json"]
-    assert read_text(f"{place}/1/run.json") == read_text(f"{place}/2/run.json") == "it is done"
+    subprocess.run([sys.executable, "-c", code, f"{folder}/1/run.json", f"{folder}/2/run.json"], check=True, timeout=60)
+    assert expand(f"{folder}/*/run.json") == [f"{folder}/1/run.json", f"{folder}/2/run.json"]
+    assert read_text(f"{folder}/1/run.json") == read_text(f"{folder}/2/run.json") == "it is done"
 
 
 def test_a_query_reads_little_of_a_large_file(aws, tmp_path):
@@ -207,8 +207,8 @@ def test_a_query_reads_little_of_a_large_file(aws, tmp_path):
     fs, path = filesystem(f"s3://{BUCKET}/{tmp_path.name}.parquet")
     fs.put_file(str(tmp_path / "t.parquet"), path)
     engine = open_engine(workspace_at(f"s3://{BUCKET}/x", tmp_path))
-    found = engine.table([f"s3://{path}"])
-    assert engine.read(found.aggregate(m=found.c3.mean()))["m"].to_pylist() == [149_999.5]
+    rows = engine.table([f"s3://{path}"])
+    assert engine.read(rows.aggregate(m=rows.c3.mean()))["m"].to_pylist() == [149_999.5]
     assert fs.default_block_size < (tmp_path / "t.parquet").stat().st_size
 
 
@@ -285,5 +285,5 @@ def test_no_module_finds_its_own_way_to_storage():
     """fsspec's own entrances remember listings; they are for `slml.storage` alone."""
     for path in sorted((REPOSITORY / "slml").rglob("*.py")):
         if path.stem not in HOME:
-            found = re.findall(r"\burl_to_fs\(|\bfsspec\.(?:open|filesystem)\(", path.read_text())
-            assert not found, f"{path} reaches storage by {found}; use slml.storage.filesystem"
+            rows = re.findall(r"\burl_to_fs\(|\bfsspec\.(?:open|filesystem)\(", path.read_text())
+            assert not rows, f"{path} reaches storage by {rows}; use slml.storage.filesystem"

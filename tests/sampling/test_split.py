@@ -64,15 +64,15 @@ def test_parts_are_disjoint_complete_and_of_their_size(tables) -> None:
     store, engine = tables
     snapshot = store("trips", trips())
     parts = split(snapshot, engine, SHARES, seed=3)
-    found = {name: engine.read(part.filter(engine.table(snapshot))) for name, part in parts.parts.items()}
-    assert sorted(trip for rows in found.values() for trip in rows["trip"].to_pylist()) == sorted(
+    part_rows = {name: engine.read(part.filter(engine.table(snapshot))) for name, part in parts.parts.items()}
+    assert sorted(trip for rows in part_rows.values() for trip in rows["trip"].to_pylist()) == sorted(
         trips()["trip"].to_pylist()
     )
-    assert {name: rows.num_rows for name, rows in found.items()} == parts.rows
+    assert {name: rows.num_rows for name, rows in part_rows.items()} == parts.rows
     assert parts.total == ROWS + 1
     for name, share in SHARES.items():
         assert parts.rows[name] / parts.total == pytest.approx(share, abs=0.04)
-    cars = [set(rows["car"].to_pylist()) for rows in found.values()]
+    cars = [set(rows["car"].to_pylist()) for rows in part_rows.values()]
     assert not cars[0] & cars[1]
     assert not cars[0] & cars[2]
     assert not cars[1] & cars[2]
@@ -90,8 +90,8 @@ def test_neither_the_order_of_rows_nor_the_files_matter(tables) -> None:
     for name, part in first.parts.items():
         assert members(engine, part.filter(engine.table(one))) == members(engine, part.filter(engine.table(many))), name
     for count in (1, 17, 500):
-        wanted = engine.read(sample(one, engine, rows=count, seed=2))
-        assert engine.read(sample(many, engine, rows=count, seed=2)) == wanted, "the same rows in the same order"
+        expected = engine.read(sample(one, engine, rows=count, seed=2))
+        assert engine.read(sample(many, engine, rows=count, seed=2)) == expected, "the same rows in the same order"
 
 
 def test_a_seed_means_the_same_for_ever() -> None:
@@ -125,10 +125,10 @@ def test_by_time_later_rows_are_tested_and_equal_times_stay_together(tables, tim
     store, engine = tables
     snapshot = store("trips", trips())
     parts = split(snapshot, engine, SHARES, time=time)
-    found = [engine.read(part.filter(engine.table(snapshot)))[time].to_pylist() for part in parts.parts.values()]
-    assert max(found[0]) < min(found[1])
-    assert max(found[1]) < min(found[2])
-    assert sum(map(len, found)) == parts.total == sum(parts.rows.values())
+    part_rows = [engine.read(part.filter(engine.table(snapshot)))[time].to_pylist() for part in parts.parts.values()]
+    assert max(part_rows[0]) < min(part_rows[1])
+    assert max(part_rows[1]) < min(part_rows[2])
+    assert sum(map(len, part_rows)) == parts.total == sum(parts.rows.values())
     for name, share in SHARES.items():
         assert parts.rows[name] / parts.total == pytest.approx(share, abs=0.02), "a day holds 1.7 % of the rows"
 
@@ -148,15 +148,15 @@ def test_by_time_what_is_left_over_is_the_oldest(tables) -> None:
     store, engine = tables
     snapshot = store("trips", trips())
     parts = split(snapshot, engine, {"train": 0.3, "test": 0.1}, time="begun")
-    kept = engine.read(parts.part("test").filter(engine.table(snapshot)))["begun"].to_pylist()
-    assert max(kept) == max(trips()["begun"].to_pylist())
+    rows_of_part = engine.read(parts.part("test").filter(engine.table(snapshot)))["begun"].to_pylist()
+    assert max(rows_of_part) == max(trips()["begun"].to_pylist())
     assert sum(parts.rows.values()) == pytest.approx(0.4 * parts.total, rel=0.01)
 
 
 def test_the_engine_and_arrow_agree_about_every_part(tables) -> None:
     store, engine = tables
     snapshot = store("trips", trips())
-    table, (whole,) = engine.table(snapshot), engine.read(engine.table(snapshot)).combine_chunks().to_batches()
+    table, (all_rows,) = engine.table(snapshot), engine.read(engine.table(snapshot)).combine_chunks().to_batches()
     parts = [
         Part(),
         Part(ranges=((0, 5), (CIRCLE // 2, CIRCLE))),
@@ -168,11 +168,14 @@ def test_the_engine_and_arrow_agree_about_every_part(tables) -> None:
     ]
     sizes = []
     for part in parts:
-        kept = sorted(part.keep(whole)["trip"].to_pylist())
-        assert kept == members(engine, part.filter(table)), part
-        assert len(kept) == engine.read(table.aggregate(n=table.count(where=condition(part, table))))["n"][0].as_py()
-        assert len(kept) == sum(mask(part, whole).to_pylist())
-        sizes.append(len(kept))
+        rows_of_part = sorted(part.keep(all_rows)["trip"].to_pylist())
+        assert rows_of_part == members(engine, part.filter(table)), part
+        assert (
+            len(rows_of_part)
+            == engine.read(table.aggregate(n=table.count(where=condition(part, table))))["n"][0].as_py()
+        )
+        assert len(rows_of_part) == sum(mask(part, all_rows).to_pylist())
+        sizes.append(len(rows_of_part))
     assert sizes[0] == ROWS + 1
     assert sizes[2] == 0
     assert all(0 < size < ROWS for size in (*sizes[1:2], *sizes[3:]))

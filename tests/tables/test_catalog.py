@@ -83,7 +83,7 @@ def test_a_range_of_row_hashes_touches_few_row_groups(catalog):
     footer = pq.read_metadata(snapshot.files[0])
     groups = [footer.row_group(i).column(0).statistics for i in range(footer.num_row_groups)]
     assert len(groups) == 5
-    assert all(left.max <= right.min for left, right in itertools.pairwise(groups))
+    assert all(one.max <= following.min for one, following in itertools.pairwise(groups))
     assert footer.row_group(0).column(0).compression == "ZSTD"
 
 
@@ -94,12 +94,12 @@ def test_a_range_of_row_hashes_touches_few_row_groups(catalog):
 def test_a_write_that_breaks_off_changes_nothing(catalog, workspace, error, how):
     table = catalog.table("t")
     before = table.append(numbers(1))
-    held = stored_files(workspace, "t")
+    files_before = stored_files(workspace, "t")
     with pytest.raises(type(error)) as caught:
         getattr(table, how)(breaking(numbers(*range(300_000)), error))
     assert caught.value is error
     assert table.snapshot() == before
-    assert stored_files(workspace, "t") == held
+    assert stored_files(workspace, "t") == files_before
 
 
 def test_a_first_write_that_breaks_off_leaves_no_table(catalog, workspace):
@@ -162,11 +162,11 @@ def test_a_write_that_is_killed_changes_nothing(catalog, workspace):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert table.snapshot() == before
-    (left,) = stored_files(workspace, "t") - set(before.files)
+    (orphan,) = stored_files(workspace, "t") - set(before.files)
     after = table.append(numbers(2))
     table.expire(keep=5)
-    assert Path(left).exists(), "a file of today may belong to a write that goes on"
-    os.utime(left, (0, 0))
+    assert Path(orphan).exists(), "a file of today may belong to a write that goes on"
+    os.utime(orphan, (0, 0))
     assert table.expire(keep=5) == []
     assert stored_files(workspace, "t") == set(after.files)
 
@@ -247,7 +247,7 @@ def test_a_replacement_may_have_other_columns_and_be_taken_back(catalog):
 
 
 @pytest.mark.parametrize(
-    ("came", "words"),
+    ("new_rows", "message"),
     [
         ({"n": [1], "m": [1]}, "m"),
         ({"m": [1]}, "m"),
@@ -256,12 +256,12 @@ def test_a_replacement_may_have_other_columns_and_be_taken_back(catalog):
         ({"n": [1], "N": [1]}, "upper and lower case"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(catalog, came, words):
+def test_rows_that_do_not_fit_are_refused(catalog, new_rows, message):
     table = catalog.table("t")
     before = table.append(numbers(1))
     with pytest.raises(TableError) as caught:
-        table.append(pa.table(came))
-    assert words in str(caught.value)
+        table.append(pa.table(new_rows))
+    assert message in str(caught.value)
     assert table.snapshot() == before
 
 

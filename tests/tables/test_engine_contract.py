@@ -93,7 +93,7 @@ with open_engine(workspace) as engine:
     rows = engine.table(Catalog(workspace).table("trips").append(trips))
     even, odd = (rows.filter(rows.id % 2 == n) for n in (0, 1))
     both = (side.inner_join(side.select("id").distinct(), "id").select("id", "text") for side in (even, odd))
-    batches = list(engine.batches(engine.hashed(ibis.union(*both), ["id"])))
+    batches = list(engine.batches(engine.with_row_hash(ibis.union(*both), ["id"])))
     print(sum(map(len, batches)), len({n for batch in batches for n in batch["text"].to_pylist()}))
 """
 
@@ -109,11 +109,11 @@ def test_what_a_killed_process_spilled_is_removed_and_nothing_else(workspace):
     scratch = Path(workspace.root, "scratch")
     call = [sys.executable, "-c", KILLED, workspace.root, workspace.engine]
     subprocess.run(call, capture_output=True, text=True, timeout=60)
-    left = list(scratch.iterdir())
-    assert left
+    old_folders = list(scratch.iterdir())
+    assert old_folders
     with open_engine(workspace):
-        (used,) = set(scratch.iterdir()) - set(left)
-        for folder in (*left, used):
+        (used,) = set(scratch.iterdir()) - set(old_folders)
+        for folder in (*old_folders, used):
             os.utime(folder, (0, 0))
         open_engine(workspace).close()
         assert list(scratch.iterdir()) == [used]
@@ -139,10 +139,10 @@ def test_an_ordered_result_is_ordered_in_its_batches(engine, numbers):
 def test_two_streams_and_a_question_at_once(engine, numbers):
     rows = engine.table(numbers)
     one, other = engine.batches(rows, 10_000), engine.batches(rows.filter(rows.n < 300_000), 10_000)
-    seen = [len(one.read_next_batch()), len(other.read_next_batch())]
+    first_rows = [len(one.read_next_batch()), len(other.read_next_batch())]
     assert engine.read(rows.aggregate(n=rows.count())).to_pydict() == {"n": [600_000]}
-    assert seen[0] + sum(map(len, one)) == 600_000
-    assert seen[1] + sum(map(len, other)) == 300_000
+    assert first_rows[0] + sum(map(len, one)) == 600_000
+    assert first_rows[1] + sum(map(len, other)) == 300_000
 
 
 def test_every_type_comes_back_as_it_was_stored(engine, catalog):

@@ -241,15 +241,15 @@ def test_quotes_line_breaks_and_line_numbers(tmp_path, workspace):
 def test_blocks_do_not_matter(tmp_path, workspace, monkeypatch):
     """The same file in blocks of any size: the same rows, lines and rejects."""
     text = "id,note\n" + "".join(f'{i},"a\n{i}"\n' if i % 3 else f"{i},b\n" for i in range(50)) + "x,c\n1,2,3\n"
-    seen = []
+    results = []
     for size in (7, 64, 1 << 20):
         monkeypatch.setattr("slml.tables.dialect.utf8_blocks.__defaults__", (size,))
         table = f"trips{size}"
         report = take(tmp_path, workspace, text, table, types={"id": "int"})
         rejects = sorted((r["line"], r["raw"]) for r in rows(workspace, f"{table}__rejects").to_pylist())
-        seen.append((report.rows, report.stored, rows(workspace, table).to_pydict(), rejects))
-    assert seen[0] == seen[1] == seen[2]
-    assert seen[0][:2] == (52, 50)
+        results.append((report.rows, report.stored, rows(workspace, table).to_pydict(), rejects))
+    assert results[0] == results[1] == results[2]
+    assert results[0][:2] == (52, 50)
 
 
 def test_an_unbalanced_report_cannot_be_made():

@@ -33,7 +33,7 @@ def rows(workspace: Workspace, name: str) -> list[dict]:
     return [row for file in files for row in pq.read_table(file.removeprefix("file://")).to_pylist()]
 
 
-def refused(source: str, workspace: Workspace, **options: object) -> str:
+def error_of(source: str, workspace: Workspace, **options: object) -> str:
     """The message of the error that this ingest must end with; no table may be there afterwards."""
     with pytest.raises((IngestError, UsageError)) as caught:
         ingest_files(source, "bad", workspace, **options)
@@ -43,28 +43,28 @@ def refused(source: str, workspace: Workspace, **options: object) -> str:
 
 def test_missing_file(tmp_path, workspace):
     put(tmp_path / "trips.csv", TRIPS)
-    assert "did you mean 'trips.csv'" in refused(str(tmp_path / "tripz.csv"), workspace)
+    assert "did you mean 'trips.csv'" in error_of(str(tmp_path / "tripz.csv"), workspace)
 
 
 @pytest.mark.parametrize("name", ["none.csv", "none.jsonl", "none.parquet"])
 def test_empty_file(tmp_path, workspace, name):
-    assert f"{name} is empty" in refused(put(tmp_path / name, ""), workspace)
+    assert f"{name} is empty" in error_of(put(tmp_path / name, ""), workspace)
 
 
 @pytest.mark.parametrize("text", ["\n\n\n", "id,fare\n", "\ufeffid,fare\r\n", "id,fare"])
 def test_no_rows(tmp_path, workspace, text):
-    assert "none.csv holds no" in refused(put(tmp_path / "none.csv", text), workspace)
+    assert "none.csv holds no" in error_of(put(tmp_path / "none.csv", text), workspace)
 
 
 def test_parquet_without_rows(tmp_path, workspace):
     pq.write_table(pa.table({"a": pa.array([], pa.int64())}), tmp_path / "none.parquet")
-    assert "holds no row" in refused(str(tmp_path / "none.parquet"), workspace)
+    assert "holds no row" in error_of(str(tmp_path / "none.parquet"), workspace)
 
 
 def test_mixed_layouts(tmp_path, workspace):
     put(tmp_path / "in" / "a.csv", "id,fare\n1,2\n")
     put(tmp_path / "in" / "b.csv", "id,tip\n1,2\n")
-    message = refused(str(tmp_path / "in"), workspace)
+    message = error_of(str(tmp_path / "in"), workspace)
     assert "b.csv lacks fare and adds tip" in message
     assert "a.csv" in message
 
@@ -73,7 +73,7 @@ def test_mixed_parquet_types(tmp_path, workspace):
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"a": [1]}), tmp_path / "in" / "a.parquet")
     pq.write_table(pa.table({"a": ["x"]}), tmp_path / "in" / "b.parquet")
-    message = refused(str(tmp_path / "in"), workspace)
+    message = error_of(str(tmp_path / "in"), workspace)
     assert "'a'" in message
     assert "b.parquet" in message
 
@@ -92,7 +92,7 @@ def test_mixed_parquet_types(tmp_path, workspace):
     ids=["cut.csv.gz", "text.csv.gz", "text.zip", "text.parquet", "cut.parquet", "endless.csv", "packed.csv"],
 )
 def test_damaged_files(tmp_path, workspace, name, data):
-    message = refused(put(tmp_path / name, data), workspace)
+    message = error_of(put(tmp_path / name, data), workspace)
     assert name in message
     assert len(message.splitlines()) <= 4
 
@@ -100,7 +100,7 @@ def test_damaged_files(tmp_path, workspace, name, data):
 def test_zip_archives(tmp_path, workspace):
     with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
         archive.writestr("folder/", "")
-    assert "holds no file" in refused(str(tmp_path / "none.zip"), workspace)
+    assert "holds no file" in error_of(str(tmp_path / "none.zip"), workspace)
     with zipfile.ZipFile(tmp_path / "two.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("january.csv", "id,fare\n1,2\n")
         archive.writestr("february.csv", "fare,id\n3,2\n4,5,6\n")
@@ -115,7 +115,7 @@ def test_damaged_zip_member(tmp_path, workspace):
         archive.writestr("a.csv", TRIPS * 100)
     data = bytearray((tmp_path / "bad.zip").read_bytes())
     data[200] ^= 0xFF
-    assert "CRC" in refused(put(tmp_path / "bad.zip", bytes(data)), workspace)
+    assert "CRC" in error_of(put(tmp_path / "bad.zip", bytes(data)), workspace)
 
 
 def test_broken_quote(tmp_path, workspace):
@@ -139,7 +139,7 @@ def test_json_lines(tmp_path, workspace):
 
 
 def test_json_array_is_refused(tmp_path, workspace):
-    assert "one JSON array" in refused(put(tmp_path / "array.json", '[\n{"a": 1}\n]'), workspace)
+    assert "one JSON array" in error_of(put(tmp_path / "array.json", '[\n{"a": 1}\n]'), workspace)
 
 
 def test_damaged_letters(tmp_path, workspace):
@@ -150,7 +150,7 @@ def test_damaged_letters(tmp_path, workspace):
 
 
 def test_all_rejected(tmp_path, workspace):
-    message = refused(put(tmp_path / "words.csv", "a\nx\ny\n"), workspace, types={"a": "int"})
+    message = error_of(put(tmp_path / "words.csv", "a\nx\ny\n"), workspace, types={"a": "int"})
     assert "2 rejected" in message
     assert "'x' is no int" in message
 
@@ -165,7 +165,7 @@ def test_all_rejected(tmp_path, workspace):
     ],
 )
 def test_wrong_calls(tmp_path, workspace, options, expected):
-    assert expected in refused(put(tmp_path / "trips.csv", TRIPS), workspace, **options)
+    assert expected in error_of(put(tmp_path / "trips.csv", TRIPS), workspace, **options)
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path, workspace, monkeypatch):
@@ -174,11 +174,11 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, workspace, monkeypatch):
     path, plan = put(tmp_path / "trips.csv", TRIPS), module._make_plan
 
     def changing(*arguments: object) -> object:
-        made = plan(*arguments)
+        result = plan(*arguments)
         put(Path(path), TRIPS + "4,5\n")
-        return made
+        return result
 
-    monkeypatch.setattr(module, "_plan", changing)
+    monkeypatch.setattr(module, "_make_plan", changing)
     with pytest.raises(SlmlError, match="do not add up"):
         ingest_files(path, "trips", workspace)
     assert not Catalog(workspace).tables()
@@ -286,13 +286,13 @@ def test_kill(tmp_path, workspace):
 @pytest.fixture
 def small_disk(tmp_path: Path):
     """A disk of three megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a small disk can be made only by root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_full_disk(tmp_path, small_disk):
@@ -308,9 +308,9 @@ def test_full_disk(tmp_path, small_disk):
 
 
 def _files(shared_data: Path, pattern: str) -> list[Path]:
-    found = sorted(path for path in shared_data.glob(pattern) if path.is_file())
-    assert found
-    return found
+    paths = sorted(path for path in shared_data.glob(pattern) if path.is_file())
+    assert paths
+    return paths
 
 
 def _outcome(path: Path, table: str, workspace: Workspace, catalog: Catalog) -> str:

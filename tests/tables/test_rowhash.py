@@ -67,14 +67,14 @@ def test_chunks_and_neighbours_do_not_matter(rows, data):
     table = pa.table(
         {"a": pa.array([a for a, _ in rows], pa.int64()), "b": pa.array([b for _, b in rows], pa.string())}
     )
-    whole = row_hash(table.columns)
+    hashes = row_hash(table.columns)
     cut = data.draw(st.integers(0, len(rows)))
     parts = pa.concat_tables([table.slice(0, cut), table.slice(cut)])
-    assert row_hash(parts.columns).equals(whole)
+    assert row_hash(parts.columns).equals(hashes)
     alone = data.draw(st.integers(0, len(rows) - 1))
-    assert row_hash(table.slice(alone, 1).columns)[0] == whole[alone]
-    assert whole.null_count == 0
-    assert min(whole.to_pylist()) >= 0
+    assert row_hash(table.slice(alone, 1).columns)[0] == hashes[alone]
+    assert hashes.null_count == 0
+    assert min(hashes.to_pylist()) >= 0
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.uint32(), pa.uint64()], ids=str)

@@ -41,23 +41,29 @@ def trips(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="module")
-def cleaned(tmp_path_factory: pytest.TempPathFactory):
+def month(tmp_path_factory: pytest.TempPathFactory):
     """A dirty month: what was generated, its truth, the ledger, the quarantine, the audit and the kept rows."""
     folder = tmp_path_factory.mktemp("dirty")
-    made = generate(folder / "raw", ROWS, seed=5, dirt=0.14)
+    generated = generate(folder / "raw", ROWS, seed=5, dirt=0.14)
     workspace = Workspace(root=str(folder / "root"), project="test")
-    report = ingest_files(made.files[0], "trips", workspace)
+    report = ingest_files(generated.files[0], "trips", workspace)
     catalog = Catalog(workspace)
     snapshot = catalog.snapshot(report.snapshot)
     with open_engine(workspace) as engine:
-        found = audit(snapshot, contract(), engine)
+        findings = audit(snapshot, contract(), engine)
         ledger = clean(snapshot, contract(), catalog, engine, "kept", "quarantine")
         quarantine = engine.read(engine.table(catalog.snapshot(ledger.quarantine_snapshot))).to_pandas()
-        kept = engine.read(engine.table(catalog.snapshot(ledger.kept_snapshot))).to_pandas()
+        kept_rows = engine.read(engine.table(catalog.snapshot(ledger.kept_snapshot))).to_pandas()
     quarantine["OBJECTID"] = quarantine["OBJECTID"].astype(int)
-    truth = pq.read_table(made.truth).to_pandas()
+    truth = pq.read_table(generated.truth).to_pandas()
     return SimpleNamespace(
-        made=made, truth=truth, report=report, found=found, ledger=ledger, quarantine=quarantine, kept=kept
+        generated=generated,
+        truth=truth,
+        report=report,
+        findings=findings,
+        ledger=ledger,
+        quarantine=quarantine,
+        kept_rows=kept_rows,
     )
 
 
@@ -118,8 +124,8 @@ def test_the_fare_is_more_than_a_line_can_learn(trips) -> None:
     frame = read(trips.files[0]).replace({"": None, "NaN": None}).dropna()
     time = pd.to_datetime(frame["ORIGINDATETIME_TR"], format="%m/%d/%Y %H:%M")
     point = frame[[c for c in COLUMNS if c.startswith(("ORIGIN_BLOCK_L", "DESTINATION_BLOCK_L"))]].astype(float)
-    way = np.hypot(point.iloc[:, 0] - point.iloc[:, 2], 0.78 * (point.iloc[:, 1] - point.iloc[:, 3]))
-    x = np.c_[point, way, time.dt.hour, time.dt.day_of_week]
+    distance = np.hypot(point.iloc[:, 0] - point.iloc[:, 2], 0.78 * (point.iloc[:, 1] - point.iloc[:, 3]))
+    x = np.c_[point, distance, time.dt.hour, time.dt.day_of_week]
     y, n = frame["FAREAMOUNT"].astype(float).to_numpy(), len(frame) * 4 // 5
     order = np.random.default_rng(0).permutation(len(frame))
 
@@ -140,20 +146,20 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_every_month_is_a_file_that_starts_at_one(tmp_path: Path) -> None:
-    made = generate(tmp_path, 900, files=3, first="2023-11")
-    assert [Path(file).name for file in made.files] == [
+    generated = generate(tmp_path, 900, files=3, first="2023-11")
+    assert [Path(file).name for file in generated.files] == [
         "taxi_synthetic_2023_11.txt", "taxi_synthetic_2023_12.txt", "taxi_synthetic_2024_01.txt",
     ]  # fmt: skip
-    frames = [read(file) for file in made.files]
+    frames = [read(file) for file in generated.files]
     assert sum(map(len, frames)) == 900
     assert all(frame["OBJECTID"].iloc[0] == "1" for frame in frames)
 
 
 def test_dates_in_the_other_order_can_always_be_told(tmp_path: Path) -> None:
     """With two months of files, a day that is one of them is not planted: nobody could find it."""
-    made = generate(tmp_path, 20_000, files=2, dirt={"day_first_in_another_month": 0.5})
-    truth = pq.read_table(made.truth).to_pandas()
-    frame = pd.concat([read(file).assign(file=Path(file).name) for file in made.files])
+    generated = generate(tmp_path, 20_000, files=2, dirt={"day_first_in_another_month": 0.5})
+    truth = pq.read_table(generated.truth).to_pandas()
+    frame = pd.concat([read(file).assign(file=Path(file).name) for file in generated.files])
     frame["OBJECTID"] = frame["OBJECTID"].astype(int)
     planted = truth[~truth["natural"]].merge(frame, on=["file", "OBJECTID"])
     assert len(planted) > 1000
@@ -162,48 +168,50 @@ def test_dates_in_the_other_order_can_always_be_told(tmp_path: Path) -> None:
     assert not read_month_first.isin([3, 4]).any()
 
 
-def test_all_rows_are_stored_and_accounted_for(cleaned) -> None:
-    assert cleaned.report.rows == cleaned.report.stored == ROWS
-    assert cleaned.report.rejected == 0
-    assert cleaned.ledger.rows_in == ROWS == cleaned.ledger.kept + cleaned.ledger.quarantined
-    assert cleaned.found.clean_rows == cleaned.ledger.kept == len(cleaned.kept)
-    assert len(cleaned.quarantine) == cleaned.ledger.quarantined
+def test_all_rows_are_stored_and_accounted_for(month) -> None:
+    assert month.report.rows == month.report.stored == ROWS
+    assert month.report.rejected == 0
+    assert month.ledger.rows_in == ROWS == month.ledger.kept + month.ledger.quarantined
+    assert month.findings.clean_rows == month.ledger.kept == len(month.kept_rows)
+    assert len(month.quarantine) == month.ledger.quarantined
 
 
-def test_what_is_quarantined_is_what_is_dirty(cleaned) -> None:
-    dirty = cleaned.truth.drop_duplicates("line")
-    assert len(dirty) == cleaned.made.dirty_rows
-    assert Counter(cleaned.quarantine["OBJECTID"]) == Counter(dirty["OBJECTID"])
+def test_what_is_quarantined_is_what_is_dirty(month) -> None:
+    dirty = month.truth.drop_duplicates("line")
+    assert len(dirty) == month.generated.dirty_rows
+    assert Counter(month.quarantine["OBJECTID"]) == Counter(dirty["OBJECTID"])
 
 
-def test_each_planted_defect_is_found_by_its_rule(cleaned) -> None:
-    planted = cleaned.truth[~cleaned.truth["natural"]]
+def test_each_planted_defect_is_found_by_its_rule(month) -> None:
+    planted = month.truth[~month.truth["natural"]]
     assert set(planted["kind"]) == set(KINDS)
     assert planted["line"].is_unique
-    broken = cleaned.quarantine.set_index("OBJECTID")["broken"]
+    broken = month.quarantine.set_index("OBJECTID")["broken"]
     for kind, column, number in zip(planted["kind"], planted["column"], planted["OBJECTID"], strict=True):
         assert rule_for_defect(kind, column) in list(broken[number]), (kind, column, list(broken[number]))
 
 
-def test_each_natural_gap_is_found_by_its_rule(cleaned) -> None:
-    natural = cleaned.truth[cleaned.truth["natural"]]
+def test_each_natural_gap_is_found_by_its_rule(month) -> None:
+    natural = month.truth[month.truth["natural"]]
     rules = natural.groupby("OBJECTID")["kind"].apply(lambda kinds: {rule_for_defect(kind, "") for kind in kinds})
-    broken = cleaned.quarantine.set_index("OBJECTID")["broken"]
-    for number, wanted in rules.items():
-        assert wanted <= set(broken[number])
+    broken = month.quarantine.set_index("OBJECTID")["broken"]
+    for number, expected in rules.items():
+        assert expected <= set(broken[number])
 
 
-def test_what_is_kept_is_right(cleaned) -> None:
+def test_what_is_kept_is_right(month) -> None:
     """The kept rows, typed by the contract, are the clean rows of the file, value by value."""
-    frame = read(cleaned.made.files[0])
+    frame = read(month.generated.files[0])
     frame["OBJECTID"] = frame["OBJECTID"].astype(int)
-    right = frame.drop(index=cleaned.truth["line"] - 2)
-    both = right.merge(cleaned.kept, on="OBJECTID", suffixes=("", "_kept"))
-    assert len(both) == len(right) == len(cleaned.kept)
+    right = frame.drop(index=month.truth["line"] - 2)
+    pairs = right.merge(month.kept_rows, on="OBJECTID", suffixes=("", "_kept"))
+    assert len(pairs) == len(right) == len(month.kept_rows)
     for name in ("FAREAMOUNT", "MILEAGE", "DURATION", "ORIGIN_BLOCK_LATITUDE", "DESTINATION_BLOCK_LONG"):
-        assert (both[name].astype(float) == both[f"{name}_kept"]).all()
-    assert (pd.to_datetime(both["ORIGINDATETIME_TR"], format="%m/%d/%Y %H:%M") == both["ORIGINDATETIME_TR_kept"]).all()
-    assert cleaned.kept["row_hash"].is_monotonic_increasing
+        assert (pairs[name].astype(float) == pairs[f"{name}_kept"]).all()
+    assert (
+        pd.to_datetime(pairs["ORIGINDATETIME_TR"], format="%m/%d/%Y %H:%M") == pairs["ORIGINDATETIME_TR_kept"]
+    ).all()
+    assert month.kept_rows["row_hash"].is_monotonic_increasing
 
 
 def test_the_contract_of_the_pipeline_is_the_one_of_the_example() -> None:
