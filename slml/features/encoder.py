@@ -228,11 +228,11 @@ class Encoder(BaseModel, frozen=True):
         contract: Contract,
     ) -> "Encoder":
         "Learn vocabularies and classes; raises `TrainingError` when the contract lacks a target, a task or features."
-        _check_contract(contract)
+        _check_trainable(contract)
         return cls(inputs=_inputs(contract, sample), target=_target(contract, sample))
 
 # %% ../../nbs/features/encoder.ipynb #e4015ba9
-def _check_contract(contract: Contract) -> None:
+def _check_trainable(contract: Contract) -> None:
     "Raise `TrainingError` when this contract says too little to train on, or gives the target away."
     lacking = [name for name in ("target", "task", "features") if not getattr(contract, name)]
     if lacking:

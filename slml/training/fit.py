@@ -25,7 +25,7 @@ from ..errors import TrainingError, UsageError
 from ..features.encoder import Batch
 from ..models.model import Model, loss_as_metric
 from slml.training.checkpoint import (
-    Interruption,
+    PendingInterruption,
     defer_interruptions,
     purpose_difference,
     read_checkpoint,
@@ -360,7 +360,7 @@ def _train_epoch(
     training: _Training,
     train: Batches,
     saving: "_CheckpointWriter",
-    interruption: Interruption,
+    interruption: PendingInterruption,
     max_seconds: float,
 ) -> None:
     "The rest of an epoch, until the rows or the time end or a signal arrives."

@@ -175,7 +175,7 @@ def _permutation(rows: int, *key: int) -> Tensor:  # (rows,), int64
     return torch.from_numpy(random.permutation(rows))
 
 # %% ../../nbs/training/loader.ipynb #52409be5
-def _count_rows(block: Block, part: Part) -> int:
+def _rows_in_part(block: Block, part: Part) -> int:
     "The rows of a block that are in the part."
     if block.inside:
         return block.rows
@@ -194,7 +194,7 @@ class Source:
     @cached_property
     def counts(self) -> tuple[int, ...]:
         "The rows of the part in each block."
-        return tuple(_count_rows(block, self.part) for block in self.blocks)
+        return tuple(_rows_in_part(block, self.part) for block in self.blocks)
 
     def pieces(
         self,

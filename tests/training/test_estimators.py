@@ -18,7 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from slml.errors import TrainingError, UsageError
 from slml.models.model import load_model, save_model
 from slml.models.networks import NETWORKS
-from slml.training.estimators import SlmlClassifier, SlmlRegressor, arrow_table, table_contract
+from slml.training.estimators import SlmlClassifier, SlmlRegressor, column_table, table_contract
 
 from support.tasks import rows_of_tasks
 
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(trips, fare
 def test_its_model_is_one_of_slml(trips, fare, tmp_path):
     model = SlmlRegressor(**QUICK).fit(trips, fare)
     save_model(model.model_, str(tmp_path / "model.pt"))
-    batch = model.encoder_(arrow_table(trips).append_column("target", [fare.to_numpy()]))
+    batch = model.encoder_(column_table(trips).append_column("target", [fare.to_numpy()]))
     np.testing.assert_allclose(
         load_model(str(tmp_path / "model.pt"))(batch.inputs).detach(), model.predict(trips), rtol=1e-5
     )
@@ -207,5 +207,5 @@ def test_a_table_that_does_not_fit_is_refused(trips, fare):
 def test_the_contract_names_the_target_apart_from_the_columns(trips, fare):
     named = trips.rename(columns={"miles": "target"})
     assert SlmlRegressor(**QUICK).fit(named, fare).contract_.target == "target_"
-    table = arrow_table(trips).append_column("fare", [fare.to_numpy()])
+    table = column_table(trips).append_column("fare", [fare.to_numpy()])
     assert table_contract(table, "fare", "regression").target == "fare"

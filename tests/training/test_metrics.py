@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from slml.errors import TrainingError, UsageError
 from slml.training.baselines import baselines
-from slml.training.metrics import headline, measure, plot_predictions, slice_labels, slice_metrics
+from slml.training.metrics import headline, measure, plot_against_target, slice_labels, slice_metrics
 
 KEYS = ["constant", "linear", "hist_gradient_boosting"]
 
@@ -67,7 +67,7 @@ def test_every_metric_is_a_plain_number_and_nothing_warns() -> None:
     ],
 )
 def test_what_cannot_be_measured(task: str, target: list, prediction: list) -> None:
-    for call in (measure, plot_predictions):
+    for call in (measure, plot_against_target):
         with pytest.raises(TrainingError, match="expected:"):
             call(task, target, prediction)
 
@@ -115,10 +115,10 @@ def test_slices_of_any_column(values: pd.Series, slices: int) -> None:
 def test_plots_of_every_task() -> None:
     random = np.random.default_rng(0)
     axes = [
-        plot_predictions("regression", random.normal(size=50), random.normal(size=50)),
-        plot_predictions("regression", np.zeros(5), np.zeros(5)),
-        plot_predictions("binary", random.integers(0, 2, 50), random.random(50)),
-        plot_predictions("multiclass", [0, 1, 2], np.eye(3)),
+        plot_against_target("regression", random.normal(size=50), random.normal(size=50)),
+        plot_against_target("regression", np.zeros(5), np.zeros(5)),
+        plot_against_target("binary", random.integers(0, 2, 50), random.random(50)),
+        plot_against_target("multiclass", [0, 1, 2], np.eye(3)),
     ]
     assert [ax.get_xlabel() for ax in axes] == [
         "truth",
