@@ -52,6 +52,7 @@ setup(
         "papermill.engine": ["slml = slml.execution.warm_kernel:SlmlEngine"],
     },
     package_data={
+        "slml": ["py.typed"],
         "slml.aws": ["Dockerfile"],
         "slml.pipelines": ["template/*", "template/*/*"],
         "slml.serving": ["page.html"],

@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from slml.explore.tables import sql as sql
     from slml.explore.training import train as train
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "Evaluation": "evaluation",
-            "TrainedModel": "model",
-            "ingest": "tables",
-            "run": "jobs",
-            "sql": "tables",
-            "train": "training",
-        },
-    )
+    NAMES = {
+        "Evaluation": "evaluation",
+        "ingest": "tables",
+        "run": "jobs",
+        "sql": "tables",
+        "train": "training",
+        "TrainedModel": "model",
+    }
+    __getattr__, __dir__ = lazy_exports(__name__, NAMES)

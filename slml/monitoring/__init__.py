@@ -5,5 +5,30 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/monitoring/init.ipynb #1607b1a2
-# The modules are imported by name; nothing stands here, so that a service can read a summary without scipy.
+# %% ../../nbs/monitoring/init.ipynb #09672f3c
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_exports
+
+# %% ../../nbs/monitoring/init.ipynb #ee164231
+if TYPE_CHECKING:
+    from slml.monitoring.diagnosis import Diagnosis as Diagnosis
+    from slml.monitoring.diagnosis import diagnose_window as diagnose_window
+    from slml.monitoring.drift import Drift as Drift
+    from slml.monitoring.inspection import Inspection as Inspection
+    from slml.monitoring.inspection import inspect_window as inspect_window
+    from slml.monitoring.policy import Policy as Policy
+    from slml.monitoring.policy import load_policy as load_policy
+    from slml.monitoring.windows import Window as Window
+else:
+    NAMES = {
+        "diagnose_window": "diagnosis",
+        "Diagnosis": "diagnosis",
+        "Drift": "drift",
+        "inspect_window": "inspection",
+        "Inspection": "inspection",
+        "load_policy": "policy",
+        "Policy": "policy",
+        "Window": "windows",
+    }
+    __getattr__, __dir__ = lazy_exports(__name__, NAMES)

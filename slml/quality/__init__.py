@@ -5,5 +5,26 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/quality/init.ipynb #ecb4c306
-# Nothing is imported here: a service reads profiles without Ibis.
+# %% ../../nbs/quality/init.ipynb #b067986c
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_exports
+
+# %% ../../nbs/quality/init.ipynb #d384f6b0
+if TYPE_CHECKING:
+    from slml.quality.audit import Audit as Audit
+    from slml.quality.audit import Finding as Finding
+    from slml.quality.clean import Ledger as Ledger
+    from slml.quality.infer import find_key as find_key
+    from slml.quality.profile import Profile as Profile
+    from slml.quality.profile import profile_snapshot as profile_snapshot
+else:
+    NAMES = {
+        "Audit": "audit",
+        "find_key": "infer",
+        "Finding": "audit",
+        "Ledger": "clean",
+        "Profile": "profile",
+        "profile_snapshot": "profile",
+    }
+    __getattr__, __dir__ = lazy_exports(__name__, NAMES)
