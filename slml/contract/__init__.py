@@ -50,7 +50,8 @@ else:
             "columns": ("Data", "Type", "TYPES", "Column"),
             "rules": (
                 "LETTERS", "RULE_KINDS", "Rule", "AnyRule", "OneColumn", "Scalar", "NotNull", "Between", "OneOf",
-                "Matches", "ParsesAs", "Unique", "Equals", "InsideBox", "Ordered", "Expression", "SameFormat", "SameUnit",
+                "Matches", "ParsesAs", "Unique", "Equals", "InsideBox", "Ordered", "Expression", "SameFormat",
+                "SameUnit",
             ),
             "features": ("FEATURE_KINDS", "Feature", "AnyFeature", "Numeric", "Category", "TimeParts", "Distance"),
             "display": ("terms",),
