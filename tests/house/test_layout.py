@@ -55,8 +55,10 @@ def imports(path: Path, with_names: bool = False) -> set[str]:
 
     `with_names` adds each imported name as if it were a module, because it may be one."""
     package = ["slml", *path.relative_to(PACKAGE).with_suffix("").parts]
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree, modules = ast.parse(path.read_text()), set()
+    if path.name == "__init__.py":  # what a package offers is imported on first use; this block is for type checkers
+        tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
