@@ -57,5 +57,5 @@ def connect_account(
             from botocore.exceptions import NoRegionError
 
             raise NoRegionError
-        found = session.client("sts").get_caller_identity()
-    return Account(found["Account"], session.region_name, found["Arn"], session)
+        identity = session.client("sts").get_caller_identity()
+    return Account(identity["Account"], session.region_name, identity["Arn"], session)

@@ -45,10 +45,10 @@ CONDITIONS = {
 def alarm_topic() -> dict[str, object]:
     "Where messages go, and who may send them: the events and the budget of this account."
     sender = {"Service": ["events.amazonaws.com", "budgets.amazonaws.com"]}
-    here = {"StringEquals": {"aws:SourceAccount": ref("AWS::AccountId")}}
+    same_account = {"StringEquals": {"aws:SourceAccount": ref("AWS::AccountId")}}
     allowed = {"Effect": "Allow", "Principal": sender, "Action": "sns:Publish", "Resource": ref("Alarms")}
     by_mail = {"TopicArn": ref("Alarms"), "Protocol": "email", "Endpoint": ref("AlarmEmail")}
-    rights = {"Topics": [ref("Alarms")], "PolicyDocument": policy_document([allowed | {"Condition": here}])}
+    rights = {"Topics": [ref("Alarms")], "PolicyDocument": policy_document([allowed | {"Condition": same_account}])}
     return {
         "Alarms": resource("AWS::SNS::Topic", {"TopicName": sub(f"{STACK}-alarms")}),
         "AlarmsPolicy": resource("AWS::SNS::TopicPolicy", rights),

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/aws/changes.ipynb #40886271
 def check_parameters(
-    given: Mapping[str, str],
+    values: Mapping[str, str],
 ) -> None:
     "Raises `UsageError` for a parameter that the template does not have."
-    for name in given:
+    for name in values:
         if name not in PARAMETERS:
             raise UsageError(
                 f"The stack has no parameter '{name}'.",
@@ -42,16 +42,16 @@ def check_parameters(
 
 # %% ../../nbs/aws/changes.ipynb #41db2c54
 def stack_parameters(
-    given: Mapping[str, str],
-    before: Mapping[str, str],  # those of the stack; empty for a new one
+    values: Mapping[str, str],
+    current: Mapping[str, str],  # those of the stack; empty for a new one
     owner: str,  # of a new stack
 ) -> list[dict[str, object]]:
     "The parameters, as CloudFormation takes them."
-    chosen = ({} if before else {"Owner": owner}) | dict(given)
-    kept = [name for name in PARAMETERS if name in before and name not in chosen]
+    new_values = ({} if current else {"Owner": owner}) | dict(values)
+    unchanged = [name for name in PARAMETERS if name in current and name not in new_values]
     return [
-        *({"ParameterKey": name, "ParameterValue": str(value)} for name, value in chosen.items()),
-        *({"ParameterKey": name, "UsePreviousValue": True} for name in kept),
+        *({"ParameterKey": name, "ParameterValue": str(value)} for name, value in new_values.items()),
+        *({"ParameterKey": name, "UsePreviousValue": True} for name in unchanged),
     ]
 
 # %% ../../nbs/aws/changes.ipynb #580e4a77
@@ -59,14 +59,14 @@ NOT_FOUND_CODES = ("404", "NoSuchBucket", "NoSuchBucketPolicy", "EntityNotFoundE
 
 
 def describe_or_empty(
-    ask: Callable[..., dict],  # a method of a client
-    **what: str,  # what it is asked for
+    describe: Callable[..., dict],  # a method of a client
+    **arguments: str,  # what it is asked for
 ) -> dict:  # empty: it is not there
     "What a service says about a thing."
     from botocore.exceptions import ClientError
 
     try:
-        return ask(**what) or {"there": True}
+        return describe(**arguments) or {"there": True}
     except ClientError as error:
         if error.response["Error"]["Code"] in NOT_FOUND_CODES:
             return {}
@@ -79,12 +79,12 @@ def check_database(
     project: str,
 ) -> None:
     "Raises `CloudError` for a database that is not the project's."
-    place = database.get("LocationUri", "")
-    if not place.startswith(f"s3://{bucket}/{project}/"):
+    location = database.get("LocationUri", "")
+    if not location.startswith(f"s3://{bucket}/{project}/"):
         raise CloudError(
             f"The account has a Glue database '{project}' already, which is not of this stack.",
             expected=f"none, or one in s3://{bucket}/{project}/",
-            came=f"one in {place or 'no place'}",
+            came=f"one in {location or 'no place'}",
             todo="give the project another name.",
         )
 
@@ -93,21 +93,23 @@ def existing_stores(
     stack: str,
     account: Account,
     projects: Sequence[str],
-    own: Collection[str],  # logical names of what the stack has made
+    stack_resources: Collection[str],  # logical names of what the stack has made
 ) -> list[str]:  # logical names of what is there and not of the stack
     "Stores that are there already. Raises `CloudError` for a database of somebody else."
-    bucket, found = names.bucket_name(stack, account.id, account.region), []
+    bucket, existing = names.bucket_name(stack, account.id, account.region), []
     with aws_errors(f"look for the bucket {bucket}"):
         s3, glue = account.client("s3"), account.client("glue")
-        for name, ask in (("Bucket", s3.head_bucket), ("BucketPolicy", s3.get_bucket_policy)):
-            if name not in own and describe_or_empty(ask, Bucket=bucket):
-                found.append(name)
+        for name, describe in (("Bucket", s3.head_bucket), ("BucketPolicy", s3.get_bucket_policy)):
+            if name not in stack_resources and describe_or_empty(describe, Bucket=bucket):
+                existing.append(name)
         for project in projects:
             name = logical_name("Database", project)
-            if name not in own and (said := describe_or_empty(glue.get_database, Name=names.database_name(project))):
-                check_database(said["Database"], bucket, project)
-                found.append(name)
-    return found
+            if name not in stack_resources and (
+                answer := describe_or_empty(glue.get_database, Name=names.database_name(project))
+            ):
+                check_database(answer["Database"], bucket, project)
+                existing.append(name)
+    return existing
 
 # %% ../../nbs/aws/changes.ipynb #69d6441e
 SIGNS = {"remove": "-", "replace": "±", "perhaps replace": "±", "change": "~", "add": "+"}  # the gravest first
@@ -127,12 +129,12 @@ class ResourceChange:
 
 
 def resource_change(
-    found: Mapping[str, object],  # the ResourceChange of a change set
+    change: Mapping[str, object],  # the ResourceChange of a change set
 ) -> ResourceChange:
     "One line of a plan."
-    swapped = {"True": "replace", "Conditional": "perhaps replace"}.get(found.get("Replacement", ""))
-    action = {"Add": "add", "Remove": "remove", "Import": "add"}.get(found["Action"], swapped or "change")
-    return ResourceChange(action, found["LogicalResourceId"], found["ResourceType"])
+    swapped = {"True": "replace", "Conditional": "perhaps replace"}.get(change.get("Replacement", ""))
+    action = {"Add": "add", "Remove": "remove", "Import": "add"}.get(change["Action"], swapped or "change")
+    return ResourceChange(action, change["LogicalResourceId"], change["ResourceType"])
 
 # %% ../../nbs/aws/changes.ipynb #28753c9e
 @dataclass(frozen=True)
@@ -152,8 +154,8 @@ class StackPlan:
         "One line."
         where = f"stack {self.stack} in {self.account.region} of account {self.account.id}"
         counts = [(sum(c.action == action for c in self.changes), action) for action in SIGNS]
-        said = ", ".join(f"{count} to {action}" for count, action in counts if count)
-        return f"{where} ({', '.join(self.projects)}): {said or 'nothing to change'}"
+        summary = ", ".join(f"{count} to {action}" for count, action in counts if count)
+        return f"{where} ({', '.join(self.projects)}): {summary or 'nothing to change'}"
 
     def __str__(self) -> str:
         return "\n".join([self.title, *map(str, self.changes)])
@@ -196,49 +198,51 @@ def template_location(
 def plan_stack(
     stack: str,
     projects: Sequence[str] = (),  # to add to those that the stack has
-    given: Mapping[str, str] | None = None,  # parameters of the template, by name; the others stay as they are
+    values: Mapping[str, str] | None = None,  # parameters of the template, by name; the others stay as they are
     region: str = "",  # "": that of the environment
 ) -> StackPlan:
     "What would change. Raises `CloudError`, `UsageError`, and `SettingsError` for a name that cannot be used."
     names.check_names(stack)
-    check_parameters(given or {})
+    check_parameters(values or {})
     account = connect_account(region)
-    now = find_stack(stack, account)
-    if now:
-        check_stack_state(now)
-    everybody = sorted({*projects, *(now.projects if now else ())})
+    current = find_stack(stack, account)
+    if current:
+        check_stack_state(current)
+    all_projects = sorted({*projects, *(current.projects if current else ())})
     with aws_errors(f"deploy the stack {stack}"):
-        own = _own(account, stack) if now else set()
-        kept = existing_stores(stack, account, everybody, own)
-        text = template_json(stack_template(everybody, kept))
-        chosen = stack_parameters(given or {}, now.parameters if now else {}, account.person)
-        place = template_location(text, stack, account, "Bucket" in own or "Bucket" in kept)
-        id, stack_id = _ask(account, stack, not now, {"Parameters": chosen} | place)
-        found = wait_for_changes(account, id, stack_id, stack)
+        stack_resources = _stack_resources(account, stack) if current else set()
+        existing = existing_stores(stack, account, all_projects, stack_resources)
+        text = template_json(stack_template(all_projects, existing))
+        parameters = stack_parameters(values or {}, current.parameters if current else {}, account.person)
+        location = template_location(text, stack, account, "Bucket" in stack_resources or "Bucket" in existing)
+        id, stack_id = _create_change_set(account, stack, not current, {"Parameters": parameters} | location)
+        resource_changes = wait_for_changes(account, id, stack_id, stack)
     changes = sorted(
-        (resource_change(one["ResourceChange"]) for one in found), key=lambda c: list(SIGNS).index(c.action)
+        (resource_change(one["ResourceChange"]) for one in resource_changes), key=lambda c: list(SIGNS).index(c.action)
     )
-    return StackPlan(stack, account, tuple(everybody), tuple(changes), id if found else "", stack_id, now is None)
+    return StackPlan(
+        stack, account, tuple(all_projects), tuple(changes), id if resource_changes else "", stack_id, current is None
+    )
 
 # %% ../../nbs/aws/changes.ipynb #b6715b63
-def _own(account: Account, stack: str) -> set[str]:
+def _stack_resources(account: Account, stack: str) -> set[str]:
     "What a stack has made, by logical name."
     pages = account.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack)
-    found = [one for page in pages for one in page["StackResourceSummaries"]]
-    return {one["LogicalResourceId"] for one in found if one["ResourceStatus"] != "DELETE_COMPLETE"}
+    summaries = [one for page in pages for one in page["StackResourceSummaries"]]
+    return {one["LogicalResourceId"] for one in summaries if one["ResourceStatus"] != "DELETE_COMPLETE"}
 
 
-def _ask(account: Account, stack: str, new: bool, what: Mapping[str, object]) -> tuple[str, str]:
+def _create_change_set(account: Account, stack: str, new: bool, options: Mapping[str, object]) -> tuple[str, str]:
     "Ask CloudFormation for a change set; returns its id and that of the stack."
-    asked = account.client("cloudformation").create_change_set(
+    change_set = account.client("cloudformation").create_change_set(
         StackName=stack,
         ChangeSetName=f"slml-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
         ChangeSetType="CREATE" if new else "UPDATE",
         Capabilities=["CAPABILITY_NAMED_IAM"],
-        **what,
+        **options,
         **({"OnStackFailure": "DELETE"} if new else {}),
     )
-    return asked["Id"], asked["StackId"]
+    return change_set["Id"], change_set["StackId"]
 
 # %% ../../nbs/aws/changes.ipynb #c68219a2
 NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
@@ -254,12 +258,12 @@ def wait_for_changes(
     "The changes of a change set, once CloudFormation has worked them out. Raises `CloudError`."
     client = account.client("cloudformation")
     where = {"ChangeSetName": id, "StackName": stack_id}
-    while (found := client.describe_change_set(**where))["Status"] in ("CREATE_PENDING", "CREATE_IN_PROGRESS"):
+    while (change_set := client.describe_change_set(**where))["Status"] in ("CREATE_PENDING", "CREATE_IN_PROGRESS"):
         time.sleep(POLL_SECONDS)
-    if found["Status"] == "FAILED":
+    if change_set["Status"] == "FAILED":
         client.delete_change_set(**where)
-        why = found.get("StatusReason", "")
-        if any(said in why for said in NO_CHANGES):
+        why = change_set.get("StatusReason", "")
+        if any(phrase in why for phrase in NO_CHANGES):
             return []
         raise CloudError(f"The stack {stack} cannot be changed in this way.", came=why)
     pages = client.get_paginator("describe_change_set").paginate(**where)

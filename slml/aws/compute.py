@@ -63,7 +63,7 @@ def _ec2() -> dict[str, object]:
     return {"Version": "2012-10-17", "Statement": [allowed]}
 
 # %% ../../nbs/aws/compute.ipynb #04dbb48f
-def _environment(kind: str, name: str, limit: str, **more: object) -> dict[str, object]:
+def _compute_environment(kind: str, name: str, limit: str, **options: object) -> dict[str, object]:
     machines = {
         "Type": kind,
         "MaxvCpus": ref(limit),
@@ -75,12 +75,12 @@ def _environment(kind: str, name: str, limit: str, **more: object) -> dict[str, 
         "Type": "MANAGED",
         "State": "ENABLED",
         "ReplaceComputeEnvironment": False,
-        "ComputeResources": machines | more,
+        "ComputeResources": machines | options,
     }
     return resource("AWS::Batch::ComputeEnvironment", properties)
 
 
-def _on_ec2(kind: str, name: str, types: str, strategy: str, **more: object) -> dict[str, object]:
+def _ec2_environment(kind: str, name: str, types: str, strategy: str, **options: object) -> dict[str, object]:
     version = {"LaunchTemplateId": ref("Machine"), "Version": get("Machine", "LatestVersionNumber")}
     system = [{"ImageType": "ECS_AL2023"}, {"ImageType": "ECS_AL2023_NVIDIA"}]
     machines = {
@@ -93,7 +93,7 @@ def _on_ec2(kind: str, name: str, types: str, strategy: str, **more: object) -> 
         "UpdateToLatestImageVersion": True,
         "Tags": resource_tags(),
     }
-    return _environment(kind, name, "MaxGpuVcpus", **machines | more)
+    return _compute_environment(kind, name, "MaxGpuVcpus", **machines | options)
 
 # %% ../../nbs/aws/compute.ipynb #b081dbf9
 def compute_environments() -> dict[str, object]:
@@ -101,11 +101,11 @@ def compute_environments() -> dict[str, object]:
     gpu, spot, plain = "GpuInstanceTypes", "SPOT_PRICE_CAPACITY_OPTIMIZED", "BEST_FIT_PROGRESSIVE"
     close = {"Subnets": [FIRST_SUBNET], "PlacementGroup": ref("Together")}
     return {
-        "CpuSpot": _environment("FARGATE_SPOT", "cpu-spot", "MaxVcpus"),
-        "Cpu": _environment("FARGATE", "cpu", "MaxVcpus"),
-        "GpuSpot": _on_ec2("SPOT", "gpu-spot", gpu, spot),
-        "Gpu": _on_ec2("EC2", "gpu", gpu, plain),
-        "Nodes": _on_ec2("EC2", "nodes", "NodeInstanceTypes", plain, **close),
+        "CpuSpot": _compute_environment("FARGATE_SPOT", "cpu-spot", "MaxVcpus"),
+        "Cpu": _compute_environment("FARGATE", "cpu", "MaxVcpus"),
+        "GpuSpot": _ec2_environment("SPOT", "gpu-spot", gpu, spot),
+        "Gpu": _ec2_environment("EC2", "gpu", gpu, plain),
+        "Nodes": _ec2_environment("EC2", "nodes", "NodeInstanceTypes", plain, **close),
         "Together": resource("AWS::EC2::PlacementGroup", {"Strategy": "cluster"}),
     }
 
@@ -153,12 +153,12 @@ def job_queues() -> dict[str, object]:  # logical name -> resource
 
 # %% ../../nbs/aws/compute.ipynb #e6687e1a
 def _container(project: str, kind: str) -> dict[str, object]:
-    place = "${AWS::AccountId}.dkr.ecr.${AWS::Region}.${AWS::URLSuffix}"
+    registry = "${AWS::AccountId}.dkr.ecr.${AWS::Region}.${AWS::URLSuffix}"
     log = {"awslogs-group": ref("Log"), "awslogs-region": ref("AWS::Region"), "awslogs-stream-prefix": project}
     region = [{"Name": name, "Value": ref("AWS::Region")} for name in ("AWS_REGION", "AWS_DEFAULT_REGION")]
-    found = {
+    container = {
         "Environment": region,
-        "Image": sub(f"{place}/{names.repository_name(STACK)}:{names.image_tag(kind)}"),
+        "Image": sub(f"{registry}/{names.repository_name(STACK)}:{names.image_tag(kind)}"),
         "Command": ["python", "-m", "slml.execution.entry"],
         "JobRoleArn": get(logical_name("Role", project)),
         "ExecutionRoleArn": get("StartRole"),
@@ -168,9 +168,9 @@ def _container(project: str, kind: str) -> dict[str, object]:
     }
     if kind == "cpu":
         address = {"NetworkConfiguration": {"AssignPublicIp": ref("PublicIp")}}
-        return found | address | {"EphemeralStorage": {"SizeInGiB": ref("FargateDiskGiB")}}
+        return container | address | {"EphemeralStorage": {"SizeInGiB": ref("FargateDiskGiB")}}
     shared = {"InitProcessEnabled": True, "SharedMemorySize": 4096}  # MiB, where torch's processes meet
-    return found | {"LinuxParameters": shared}
+    return container | {"LinuxParameters": shared}
 
 
 def job_definition(
@@ -196,7 +196,9 @@ def compute_resources(
     projects: Sequence[str],
 ) -> dict[str, object]:
     "Machines, queues and job definitions."
-    found = _instance() | compute_environments() | {"Shares": scheduling_policy()} | job_queues()
+    resources = _instance() | compute_environments() | {"Shares": scheduling_policy()} | job_queues()
     for project in projects:
-        found |= {logical_name(f"{kind.title()}Job", project): job_definition(project, kind) for kind in names.KINDS}
-    return found
+        resources |= {
+            logical_name(f"{kind.title()}Job", project): job_definition(project, kind) for kind in names.KINDS
+        }
+    return resources

@@ -47,10 +47,10 @@ class DeployedStack:
             hint = closest(project, self.projects)
             todo = hint or f"add it: slml aws deploy --stack {self.name} --project {project}."
             raise UsageError(f"The stack {self.name} has no project '{project}'.", came=str(self.projects), todo=todo)
-        place = names.root_uri(self.name, self.account.id, self.account.region, project)
-        found = {"root": place, "project": project, "runner": "batch", "stack": self.name, "catalog_uri": "glue"}
+        root = names.root_uri(self.name, self.account.id, self.account.region, project)
+        settings = {"root": root, "project": project, "runner": "batch", "stack": self.name, "catalog_uri": "glue"}
         tracking = self.outputs.get(logical_name("Tracking", project), "")
-        return found | ({"tracking_uri": tracking} if tracking else {})
+        return settings | ({"tracking_uri": tracking} if tracking else {})
 
 # %% ../../nbs/aws/deployed.ipynb #41298919
 def find_stack(
@@ -62,17 +62,17 @@ def find_stack(
 
     with aws_errors(f"look at the stack {stack}"):
         try:
-            found = account.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
+            answer = account.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
         except ClientError as error:
             if error.response["Error"]["Code"] == "ValidationError":
                 return None
             raise
-    if found["StackStatus"] == "REVIEW_IN_PROGRESS":
+    if answer["StackStatus"] == "REVIEW_IN_PROGRESS":
         return None
-    outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", ())}
-    given = {one["ParameterKey"]: one.get("ParameterValue", "") for one in found.get("Parameters", ())}
-    why = found.get("StackStatusReason") or ""
-    return DeployedStack(stack, account, found["StackStatus"], found["StackId"], outputs, given, why)
+    outputs = {one["OutputKey"]: one["OutputValue"] for one in answer.get("Outputs", ())}
+    parameters = {one["ParameterKey"]: one.get("ParameterValue", "") for one in answer.get("Parameters", ())}
+    why = answer.get("StackStatusReason") or ""
+    return DeployedStack(stack, account, answer["StackStatus"], answer["StackId"], outputs, parameters, why)
 
 # %% ../../nbs/aws/deployed.ipynb #a0837020
 def check_stack_state(
@@ -96,8 +96,8 @@ def load_stack(
     account: Account,
 ) -> DeployedStack:
     "A stack that is there. Raises `UsageError` where it is not."
-    found = find_stack(stack, account)
-    if not found:
+    deployed = find_stack(stack, account)
+    if not deployed:
         todo = f"deploy it: slml aws deploy --stack {stack} --project NAME; or name another region."
         raise UsageError(f"There is no stack '{stack}' in {account.region} of account {account.id}.", todo=todo)
-    return found
+    return deployed

@@ -63,11 +63,11 @@ def build_wheel() -> tuple[str, bytes]:  # file name, content
     files[f"{info}/METADATA"] = described.encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: slml\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/entry_points.txt"] = (distribution.read_text("entry_points.txt") or "").encode()
-    files[f"{info}/RECORD"] = _listed(files, f"{info}/RECORD")
+    files[f"{info}/RECORD"] = _record_file(files, f"{info}/RECORD")
     return f"slml-{distribution.version}-py3-none-any.whl", zip_files(files)
 
 
-def _listed(files: Mapping[str, bytes], itself: str) -> bytes:
+def _record_file(files: Mapping[str, bytes], itself: str) -> bytes:
     "The list of a wheel's files, with their hashes."
     rows, text = [(itself, "", "")], io.StringIO()
     for name, content in files.items():
@@ -94,13 +94,13 @@ def required_libraries(
     extras: Iterable[str] = EXTRAS,
 ) -> str:  # one requirement a line
     "What slml itself needs of libraries."
-    asked, needed = [{"extra": extra} for extra in ("", *extras)], []
+    environments, required = [{"extra": extra} for extra in ("", *extras)], []
     for line in metadata.requires("slml") or []:
         requirement = Requirement(line)
-        if requirement.marker is None or any(map(requirement.marker.evaluate, asked)):
+        if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
             requirement.marker = None
-            needed.append(str(requirement))
-    return "".join(f"{line}\n" for line in sorted(set(needed)))
+            required.append(str(requirement))
+    return "".join(f"{line}\n" for line in sorted(set(required)))
 
 # %% ../../nbs/aws/image.ipynb #9fc040ca
 SERVICE = "service"  # the variant of the image, and its tag
@@ -134,11 +134,11 @@ def build_context(
     folder: Path,  # the top of the project
 ) -> dict[str, bytes]:  # name -> content
     "What the Dockerfile works on. Raises `SubmissionError`."
-    own = folder / "constraints.txt"
+    pinned_file = folder / "constraints.txt"
     name, content = build_wheel()
     return {
         "Dockerfile": DOCKERFILE.read_bytes(),
-        "constraints.txt": own.read_bytes() if own.exists() else pinned_versions().encode(),
+        "constraints.txt": pinned_file.read_bytes() if pinned_file.exists() else pinned_versions().encode(),
         "libraries.txt": required_libraries().encode(),
         "service.txt": "".join(f"{name}\n" for name in SERVING).encode(),
         "requirements.txt": project_requirements(folder).encode(),
@@ -157,14 +157,14 @@ def find_build_tool() -> str:  # docker, podman, or "" where there is neither
 def run_process(
     command: Sequence[str],
     echo: Callable[[str], None] = print,  # is given each line as it comes
-    said: str = "",  # to the command's standard input
+    stdin: str = "",  # to the command's standard input
 ) -> list[str]:  # what it printed
     "Run a command to its end. Raises `CloudError` with its last lines."
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
-        process.stdin.write(said)
+        process.stdin.write(stdin)
         process.stdin.close()
         lines = [_shown(line.rstrip(), echo) for line in process.stdout]
     if process.returncode:
@@ -190,9 +190,9 @@ def build_options(
     arguments: Mapping[str, str],  # of the Dockerfile, such as BASE and PIP_INDEX_URL
 ) -> list[str]:
     "The options that every builder gets."
-    told = {"BASE": BASE, **arguments, "VARIANT": variant}
-    pairs = [word for name, value in sorted(told.items()) for word in ("--build-arg", f"{name}={value}")]
-    return ["--platform", PLATFORM, "--target", SERVICE if variant == SERVICE else "job", *pairs]
+    build_arguments = {"BASE": BASE, **arguments, "VARIANT": variant}
+    options = [word for name, value in sorted(build_arguments.items()) for word in ("--build-arg", f"{name}={value}")]
+    return ["--platform", PLATFORM, "--target", SERVICE if variant == SERVICE else "job", *options]
 
 # %% ../../nbs/aws/image.ipynb #52fc1354
 def build_locally(
@@ -219,8 +219,8 @@ def image_repository(
     import boto3
 
     with aws_errors(f"find the image repository of the stack {stack}", DEPLOY_FIRST):
-        found = boto3.client("ecr").describe_repositories(repositoryNames=[names.repository_name(stack)])
-    return found["repositories"][0]["repositoryUri"]
+        answer = boto3.client("ecr").describe_repositories(repositoryNames=[names.repository_name(stack)])
+    return answer["repositories"][0]["repositoryUri"]
 
 # %% ../../nbs/aws/image.ipynb #0cebc9c6
 def log_in_to_registry(
@@ -244,14 +244,14 @@ def push_image(
 ) -> str:  # sha256:...
     "Push an image; returns its digest. Raises `CloudError`."
     with tempfile.TemporaryDirectory(prefix="slml-") as folder:
-        noted = Path(folder, "digest")
-        asked = ["--digestfile", str(noted)] if tool == "podman" else []  # docker prints it
-        lines = run_process([tool, "push", *asked, reference], echo)
-        text = noted.read_text() if noted.exists() else "\n".join(lines)
-    found = re.findall(r"sha256:[0-9a-f]{64}", text)
-    if not found:
+        digest_file = Path(folder, "digest")
+        options = ["--digestfile", str(digest_file)] if tool == "podman" else []  # docker prints it
+        lines = run_process([tool, "push", *options, reference], echo)
+        text = digest_file.read_text() if digest_file.exists() else "\n".join(lines)
+    digests = re.findall(r"sha256:[0-9a-f]{64}", text)
+    if not digests:
         raise CloudError(f"{tool} did not say what it pushed to {reference}.", came=text[-500:], todo="push again.")
-    return found[-1]
+    return digests[-1]
 
 # %% ../../nbs/aws/image.ipynb #e8cc10c0
 def codebuild_project(stack: str) -> str:
@@ -280,18 +280,18 @@ def build_on_codebuild(
     "Build and push an image on CodeBuild; returns its digest. Raises `CloudError`."
     import boto3
 
-    packed = zip_files({**files, "buildspec.yml": BUILDSPEC.encode()})
-    uri = workspace.uri("image", f"{hashlib.sha256(packed).hexdigest()}.zip")
+    context = zip_files({**files, "buildspec.yml": BUILDSPEC.encode()})
+    uri = workspace.uri("image", f"{hashlib.sha256(context).hexdigest()}.zip")
     with open_atomic(uri) as file:
-        file.write(packed)
-    told = {"REFERENCE": reference, "OPTIONS": " ".join(options), "DOCKER_BUILDKIT": "1"}
+        file.write(context)
+    variables = {"REFERENCE": reference, "OPTIONS": " ".join(options), "DOCKER_BUILDKIT": "1"}
     project, client = codebuild_project(workspace.stack), boto3.client("codebuild")
     with aws_errors(f"build with the builder {project}, and neither docker nor podman works here", DEPLOY_FIRST):
         started = client.start_build(
             projectName=project,
             sourceTypeOverride="S3",
             sourceLocationOverride=uri.removeprefix("s3://"),
-            environmentVariablesOverride=[{"name": name, "value": value} for name, value in told.items()],
+            environmentVariablesOverride=[{"name": name, "value": value} for name, value in variables.items()],
         )
         _follow(started["build"]["id"], echo)
         image = {
@@ -316,28 +316,30 @@ def _follow(id: str, echo: Callable[[str], None]) -> None:
             break
         time.sleep(POLL_SECONDS)
     if build["buildStatus"] != "SUCCEEDED":
-        said = [
+        messages = [
             c["message"] for phase in build.get("phases", []) for c in phase.get("contexts", []) if c.get("message")
         ]
         link = build.get("logs", {}).get("deepLink", id)
-        raise CloudError(f"The build ended as {build['buildStatus']}.", came="; ".join(said), todo=f"look at {link}")
+        raise CloudError(
+            f"The build ended as {build['buildStatus']}.", came="; ".join(messages), todo=f"look at {link}"
+        )
 
 # %% ../../nbs/aws/image.ipynb #8ccfe4fa
-def _show_log(place: Mapping[str, str], token: str, echo: Callable[[str], None]) -> str:
+def _show_log(log: Mapping[str, str], token: str, echo: Callable[[str], None]) -> str:
     "Show what came to a log since a token; returns the next one."
     import boto3
 
-    if not place.get("streamName"):
+    if not log.get("streamName"):
         return token
     client = boto3.client("logs")
-    asked = {"logGroupName": place["groupName"], "logStreamName": place["streamName"], "startFromHead": True}
+    request = {"logGroupName": log["groupName"], "logStreamName": log["streamName"], "startFromHead": True}
     try:
-        found = client.get_log_events(**asked, **({"nextToken": token} if token else {}))
+        answer = client.get_log_events(**request, **({"nextToken": token} if token else {}))
     except client.exceptions.ResourceNotFoundException:  # not written yet
         return token
-    for event in found["events"]:
+    for event in answer["events"]:
         echo(event["message"].rstrip())
-    return found["nextForwardToken"]
+    return answer["nextForwardToken"]
 
 # %% ../../nbs/aws/image.ipynb #100879f1
 VARIANTS = ("cpu", "gpu", SERVICE)

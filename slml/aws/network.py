@@ -20,16 +20,18 @@ FIRST_SUBNET = {"Fn::Select": [0, SUBNETS]}
 
 # %% ../../nbs/aws/network.ipynb #6cdc86e8
 def _subnet(letter: str, zone: int) -> dict[str, object]:
-    place = {"Fn::Select": [zone, {"Fn::GetAZs": ""}]}
+    zone_name = {"Fn::Select": [zone, {"Fn::GetAZs": ""}]}
     addresses = {"CidrBlock": f"10.83.{zone * 64}.0/18", "MapPublicIpOnLaunch": True}
     table = {"SubnetId": ref(f"Subnet{letter}"), "RouteTableId": ref("Routes")}
     return {
-        f"Subnet{letter}": _made("Subnet", {"VpcId": ref("Network"), "AvailabilityZone": place} | addresses),
-        f"Subnet{letter}Routes": _made("SubnetRouteTableAssociation", table),
+        f"Subnet{letter}": _network_resource(
+            "Subnet", {"VpcId": ref("Network"), "AvailabilityZone": zone_name} | addresses
+        ),
+        f"Subnet{letter}Routes": _network_resource("SubnetRouteTableAssociation", table),
     }
 
 
-def _made(type: str, properties: dict[str, object], needs: tuple[str, ...] = ()) -> dict[str, object]:
+def _network_resource(type: str, properties: dict[str, object], needs: tuple[str, ...] = ()) -> dict[str, object]:
     return resource(f"AWS::EC2::{type}", properties, needs=needs, condition="MakeNetwork")
 
 
@@ -39,14 +41,16 @@ def minimal_network() -> dict[str, object]:  # logical name -> resource
     world = {"DestinationCidrBlock": "0.0.0.0/0", "GatewayId": ref("Gateway"), "RouteTableId": ref("Routes")}
     s3 = {"ServiceName": sub("com.amazonaws.${AWS::Region}.s3"), "RouteTableIds": [ref("Routes")]}
     return {
-        "Network": _made("VPC", {"CidrBlock": "10.83.0.0/16", "EnableDnsSupport": True, "EnableDnsHostnames": True}),
-        "Gateway": _made("InternetGateway", {}),
-        "GatewayAttachment": _made("VPCGatewayAttachment", inside | {"InternetGatewayId": ref("Gateway")}),
-        "Routes": _made("RouteTable", inside),
-        "WorldRoute": _made("Route", world, ("GatewayAttachment",)),
+        "Network": _network_resource(
+            "VPC", {"CidrBlock": "10.83.0.0/16", "EnableDnsSupport": True, "EnableDnsHostnames": True}
+        ),
+        "Gateway": _network_resource("InternetGateway", {}),
+        "GatewayAttachment": _network_resource("VPCGatewayAttachment", inside | {"InternetGatewayId": ref("Gateway")}),
+        "Routes": _network_resource("RouteTable", inside),
+        "WorldRoute": _network_resource("Route", world, ("GatewayAttachment",)),
         **_subnet("A", 0),
         **_subnet("B", 1),
-        "S3Endpoint": _made("VPCEndpoint", inside | s3 | {"VpcEndpointType": "Gateway"}),
+        "S3Endpoint": _network_resource("VPCEndpoint", inside | s3 | {"VpcEndpointType": "Gateway"}),
     }
 
 # %% ../../nbs/aws/network.ipynb #63d67697
@@ -66,12 +70,12 @@ SERVICES = {"Glue": "com.amazonaws.${AWS::Region}.glue", "Mlflow": "aws.sagemake
 
 def private_endpoints() -> dict[str, object]:
     "Private ways to the services that a job of several nodes calls."
-    own = {"VpcId": VPC, "SubnetIds": [FIRST_SUBNET], "SecurityGroupIds": [get("Machines", "GroupId")]}
+    location = {"VpcId": VPC, "SubnetIds": [FIRST_SUBNET], "SecurityGroupIds": [get("Machines", "GroupId")]}
     kind = {"VpcEndpointType": "Interface", "PrivateDnsEnabled": True}
     return {
         f"{name}Endpoint": resource(
             "AWS::EC2::VPCEndpoint",
-            own | kind | {"ServiceName": sub(service)},
+            location | kind | {"ServiceName": sub(service)},
             condition="MakeEndpoints",
         )
         for name, service in SERVICES.items()

@@ -33,25 +33,25 @@ def get(name: str, attribute: str = "Arn") -> dict[str, list[str]]:
     return {"Fn::GetAtt": [name, attribute]}
 
 
-def when(condition: str, then: object, otherwise: object = NOTHING) -> dict[str, list[object]]:
+def when(condition: str, value: object, otherwise: object = NOTHING) -> dict[str, list[object]]:
     "One of two values, by a condition of the template."
-    return {"Fn::If": [condition, then, otherwise]}
+    return {"Fn::If": [condition, value, otherwise]}
 
 
 def arn(
     service: str,
-    what: str,  # such as job-queue/NAME
+    path: str,  # such as job-queue/NAME
 ) -> str:  # with placeholders, for `sub`
     "The name by which policies know a resource of this account and region."
-    return f"arn:${{AWS::Partition}}:{service}:{REGION}:{ACCOUNT}:{what}"
+    return f"arn:${{AWS::Partition}}:{service}:{REGION}:{ACCOUNT}:{path}"
 
 # %% ../../nbs/aws/parts.ipynb #3c69c8b6
 def logical_name(
-    what: str,  # such as Role
+    name: str,  # such as Role
     project: str = "",  # "": shared by all projects
 ) -> str:
     "The name of a resource inside the template."
-    return what + project.replace("_", "Z")
+    return name + project.replace("_", "Z")
 
 # %% ../../nbs/aws/parts.ipynb #fc7fb8c1
 AS_MAPPING = ("AWS::Batch::",)
@@ -90,18 +90,18 @@ def resource(
     keep: bool = False,  # stays when the stack is removed
 ) -> dict[str, object]:
     "One resource of the template, with its tags."
-    found = {"Type": type, "Properties": dict(properties)}
+    made_resource = {"Type": type, "Properties": dict(properties)}
     if type not in UNTAGGED:
-        found["Properties"]["Tags"] = (
+        made_resource["Properties"]["Tags"] = (
             resource_tags(project) if type.startswith(AS_MAPPING) else tag_list(resource_tags(project))
         )
     if needs:
-        found["DependsOn"] = list(needs)
+        made_resource["DependsOn"] = list(needs)
     if condition:
-        found["Condition"] = condition
+        made_resource["Condition"] = condition
     if keep:
-        found |= {"DeletionPolicy": "RetainExceptOnCreate", "UpdateReplacePolicy": "Retain"}
-    return found
+        made_resource |= {"DeletionPolicy": "RetainExceptOnCreate", "UpdateReplacePolicy": "Retain"}
+    return made_resource
 
 # %% ../../nbs/aws/parts.ipynb #2a509fbf
 def statement(

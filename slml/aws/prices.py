@@ -86,10 +86,10 @@ def parse_product(
 ) -> Price | None:  # None: it is none of those that were asked for
     "The price of one product."
     usage = product["product"]["attributes"].get("usagetype", "")
-    found, usd = re.fullmatch(REGION_CODE + query.usage, usage), first_tier_price(product)
-    if not found or usd is None or (found.groups() and found[1] not in NAMES):
+    match, usd = re.fullmatch(REGION_CODE + query.usage, usage), first_tier_price(product)
+    if not match or usd is None or (match.groups() and match[1] not in NAMES):
         return None
-    item = query.item.format(*found.groups())
+    item = query.item.format(*match.groups())
     source = f"AWS Pricing API, {query.code} {usage}"
     return Price(query.service, item, region, query.unit, round(usd * query.factor, 10), source, date, verified=True)
 
@@ -102,16 +102,16 @@ def parse_products(
 ) -> list[Price]:
     "The prices in the API's answers. Raises `CloudError` for an answer that is not as AWS documents it."
     try:
-        found = [price for text in texts if (price := parse_product(json.loads(text), query, region, date))]
+        prices = [price for text in texts if (price := parse_product(json.loads(text), query, region, date))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         came = f"{type(error).__name__}: {error}"
         raise CloudError(
             f"The answer of the Pricing API about {query.code} cannot be understood.", came=came, todo="update slml."
         ) from None
     amounts: dict[tuple[str, str, str], set[float]] = {}
-    for price in found:
+    for price in prices:
         amounts.setdefault(price.key, set()).add(price.usd)
-    return [price for price in found if len(amounts[price.key]) == 1]
+    return [price for price in prices if len(amounts[price.key]) == 1]
 
 
 def read_products(
@@ -121,8 +121,8 @@ def read_products(
 ) -> Iterator[Price]:
     "All prices that the Pricing API has of those that slml knows by name. Raises `CloudError`."
     for query in QUERIES:
-        wanted = {"regionCode": region, **query.only}
-        filters = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in wanted.items()]
+        attributes = {"regionCode": region, **query.only}
+        filters = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in attributes.items()]
         pages = pricing.get_paginator("get_products").paginate(
             ServiceCode=query.code, Filters=filters, FormatVersion="aws_v1", PaginationConfig={"PageSize": 100}
         )
@@ -138,11 +138,11 @@ def parse_spot(
     latest: dict[tuple[str, str], tuple[datetime, float]] = {}
     for answer in answers:
         if answer["ProductDescription"].startswith("Linux/UNIX"):
-            key, seen = (
+            key, price = (
                 (answer["InstanceType"], answer["AvailabilityZone"]),
                 (answer["Timestamp"], float(answer["SpotPrice"])),
             )
-            latest[key] = max(latest.get(key, seen), seen)
+            latest[key] = max(latest.get(key, price), price)
     by_type: dict[str, list[float]] = {}
     for (name, _), (_, usd) in sorted(latest.items()):
         by_type.setdefault(name, []).append(usd)
@@ -158,8 +158,8 @@ def read_spot(ec2: "BaseClient", region: str, moment: datetime) -> list[Price]:
     pages = ec2.get_paginator("describe_spot_price_history").paginate(
         InstanceTypes=sorted(NAMES), ProductDescriptions=["Linux/UNIX", "Linux/UNIX (Amazon VPC)"], StartTime=moment
     )
-    found = [answer for page in pages for answer in page["SpotPriceHistory"]]
-    return parse_spot(found, region, f"{moment:%Y-%m-%d}")
+    answers = [answer for page in pages for answer in page["SpotPriceHistory"]]
+    return parse_spot(answers, region, f"{moment:%Y-%m-%d}")
 
 # %% ../../nbs/aws/prices.ipynb #69711d56
 @dataclass(frozen=True)
@@ -167,26 +167,26 @@ class PriceUpdate:
     "What a refresh has found."
 
     book: PriceBook
-    found: int  # prices that were read
+    count: int  # prices that were read
     changed: int  # of them, those that were not in the book at that price
     unverified: tuple[str, ...]  # prices of the region that nobody has checked
 
     def __str__(self) -> str:
-        done = f"Prices of {self.book.region} read: {self.found}, new or changed: {self.changed}. {self.book.place}"
+        done = f"Prices of {self.book.region} read: {self.count}, new or changed: {self.changed}. {self.book.uri}"
         rest = ", ".join(self.unverified[:6]) + (", ..." if len(self.unverified) > 6 else "")
         return f"{done}\nNot verified: {len(self.unverified)} ({rest})" if rest else done
 
 
-def merge_prices(book: PriceBook, found: Iterable[Price]) -> PriceUpdate:
+def merge_prices(book: PriceBook, prices: Iterable[Price]) -> PriceUpdate:
     "A book with the prices that were read."
     by_hand = {price.key for price in book if price.verified and not price.source.startswith("AWS")}
-    found = [price for price in found if price.key not in by_hand]
-    guesses = [price for price in with_spot(found) if not price.verified]
+    prices = [price for price in prices if price.key not in by_hand]
+    guesses = [price for price in with_spot(prices) if not price.verified]
     verified = {price.key for price in book if price.verified}
-    fresh = book.updated([*(price for price in guesses if price.key not in verified), *found])
-    changed = sum(price.key not in book.prices or book.prices[price.key].usd != price.usd for price in found)
+    fresh = book.with_prices([*(price for price in guesses if price.key not in verified), *prices])
+    changed = sum(price.key not in book.prices or book.prices[price.key].usd != price.usd for price in prices)
     rest = tuple(f"{p.service} {p.item}" for p in fresh if p.region == book.region and not p.verified)
-    return PriceUpdate(fresh, len(found), changed, rest)
+    return PriceUpdate(fresh, len(prices), changed, rest)
 
 # %% ../../nbs/aws/prices.ipynb #3ed506bf
 def refresh_prices(
@@ -202,10 +202,10 @@ def refresh_prices(
     waits = Config(connect_timeout=10, read_timeout=30)  # seconds; boto3 tries a few times
     with aws_errors("read the prices; the book is as it was"):
         pricing = boto3.client("pricing", region_name="us-east-1", config=waits)  # it answers in few regions only
-        found = list(read_products(pricing, region, f"{moment:%Y-%m-%d}"))
-        found += read_spot(boto3.client("ec2", region_name=region, config=waits), region, moment)
-    if not found:
+        prices = list(read_products(pricing, region, f"{moment:%Y-%m-%d}"))
+        prices += read_spot(boto3.client("ec2", region_name=region, config=waits), region, moment)
+    if not prices:
         raise CloudError(f"AWS has no prices for the region '{region}'.", todo="check its name, such as eu-central-1.")
-    merged = merge_prices(PriceBook.load(workspace, region), found)  # as the book is now, after all the asking
+    merged = merge_prices(PriceBook.load(workspace, region), prices)  # as the book is now, after all the asking
     merged.book.save()
     return merged

@@ -81,14 +81,14 @@ def job_statements(
     queues = [arn("batch", f"job-queue/{STACK}-{name}") for name in names.QUEUES]
     kinds = [arn("batch", f"job-definition/{names.definition_name(STACK, project, kind)}") for kind in names.KINDS]
     share = {"StringLike": {"batch:ShareIdentifier": f"{names.share_prefix(project)}*"}}
-    asked, has = "aws:RequestTag/project", "aws:ResourceTag/project"
-    own = {"StringEquals": {asked: project}, "StringEqualsIfExists": {has: project}}
+    request_tag, resource_tag = "aws:RequestTag/project", "aws:ResourceTag/project"
+    own_project = {"StringEquals": {request_tag: project}, "StringEqualsIfExists": {resource_tag: project}}
     every = [arn("batch", "job/*")]
     streams = arn("logs", f"log-group:{names.log_group_name(STACK)}:log-stream:{project}/*")
     return [
         statement("Submit", ["batch:SubmitJob"], [*queues, *kinds, *(f"{kind}:*" for kind in kinds)], share),
-        statement("Tag", ["batch:TagResource"], every, own),
-        statement("End", ["batch:CancelJob", "batch:TerminateJob"], every, {"StringEquals": {has: project}}),
+        statement("Tag", ["batch:TagResource"], every, own_project),
+        statement("End", ["batch:CancelJob", "batch:TerminateJob"], every, {"StringEquals": {resource_tag: project}}),
         statement("Look", READ_ACTIONS, ["*"]),
         statement("Logs", ["logs:GetLogEvents"], [streams]),
         statement("Image", ["ecr:DescribeImages"], [arn("ecr", f"repository/{names.repository_name(STACK)}")]),
@@ -133,14 +133,16 @@ def project_role(
         "Policies": [{"PolicyName": "project", "PolicyDocument": project_policy(project)}],
     }
     use = statement("Mlflow", ["sagemaker:CallMlflowAppApi", "sagemaker:DescribeMlflowApp", "sagemaker-mlflow:*"], [])
-    own = {
+    mlflow_policy = {
         "RoleName": ref(name),
         "PolicyName": "mlflow",
         "PolicyDocument": policy_document([use | {"Resource": get(app)}]),
     }
     return {
         name: resource("AWS::IAM::Role", properties, project),
-        logical_name("MlflowUse", project): resource("AWS::IAM::RolePolicy", own, project, condition="MakeMlflow"),
+        logical_name("MlflowUse", project): resource(
+            "AWS::IAM::RolePolicy", mlflow_policy, project, condition="MakeMlflow"
+        ),
     }
 
 # %% ../../nbs/aws/roles.ipynb #fa589cb6
@@ -212,7 +214,7 @@ def role_resources(
     projects: Sequence[str],
 ) -> dict[str, object]:
     "All roles but those of the machines, and the build."
-    found = {"StartRole": start_role()} | image_builder()
+    resources = {"StartRole": start_role()} | image_builder()
     for project in projects:
-        found |= project_role(project)
-    return found
+        resources |= project_role(project)
+    return resources

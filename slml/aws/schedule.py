@@ -43,7 +43,7 @@ def schedule_expression(
     minute, hour, day, month, weekday = fields
     if day != "*" and weekday != "*":
         raise UsageError(f"'{when}' names a day of the month and one of the week.", expected="one of them, the other *")
-    weekday = re.sub(r"(?<![/\w])[0-7](?!\w)", lambda found: str(int(found[0]) % 7 + 1), weekday)
+    weekday = re.sub(r"(?<![/\w])[0-7](?!\w)", lambda day: str(int(day[0]) % 7 + 1), weekday)
     days = ("?", weekday) if weekday != "*" else (day, "?")
     return f"cron({minute} {hour} {days[0]} {month} {days[1]} *)"
 
@@ -60,10 +60,10 @@ def batch_submission(
     cwd: str,  # the folder inside it that relative paths mean
 ) -> dict[str, object]:
     "What the scheduler asks of Batch, spelled as the scheduler wants it."
-    told = workspace_environment(workspace) | {"SLML_ARCHIVE": archive, "SLML_CWD": cwd}
+    environment = workspace_environment(workspace) | {"SLML_ARCHIVE": archive, "SLML_CWD": cwd}
     container = {
         "Command": ["python", "-m", "slml.aws.schedule", *arguments],
-        "Environment": [{"Name": key, "Value": value} for key, value in sorted(told.items())],
+        "Environment": [{"Name": key, "Value": value} for key, value in sorted(environment.items())],
         "ResourceRequirements": [{"Type": kind, "Value": value} for kind, value in SMALL.items()],
     }
     return {
@@ -106,7 +106,7 @@ def schedule_name(
 def schedule_request(
     name: str,
     when: str,  # as `schedule_expression` takes it
-    asked: Mapping[str, object],  # from `batch_submission`
+    batch_request: Mapping[str, object],  # from `batch_submission`
     workspace: Workspace,
     account: Account,
     timezone: str = "UTC",
@@ -116,7 +116,7 @@ def schedule_request(
     target = {
         "Arn": f"arn:{account.partition}:scheduler:::aws-sdk:batch:submitJob",
         "RoleArn": f"arn:{account.partition}:iam::{account.id}:role/{role}",
-        "Input": json.dumps(asked),
+        "Input": json.dumps(batch_request),
         "RetryPolicy": {"MaximumRetryAttempts": 10, "MaximumEventAgeInSeconds": 3600},
     }
     return {
@@ -126,7 +126,7 @@ def schedule_request(
         "ScheduleExpressionTimezone": timezone,
         "FlexibleTimeWindow": {"Mode": "OFF"},
         "State": "ENABLED",
-        "Description": f"slml {' '.join(asked['ContainerOverrides']['Command'][3:])}"[:512],
+        "Description": f"slml {' '.join(batch_request['ContainerOverrides']['Command'][3:])}"[:512],
         "Target": target,
     }
 
@@ -153,20 +153,20 @@ def schedule_pipeline(
     schedule_expression(when)
     account, folder = connect_account(_region(workspace)), project_folder()
     path_in_project(Path(file), folder)
-    given = [word for name, value in (parameters or {}).items() for word in ("-p", f"{name}={value}")]
-    command = ["pipeline", "run", os.path.relpath(file), "--on", "batch", "--no-wait", *given]
+    options = [word for name, value in (parameters or {}).items() for word in ("-p", f"{name}={value}")]
+    command = ["pipeline", "run", os.path.relpath(file), "--on", "batch", "--no-wait", *options]
     name = schedule_name(file, workspace.project)
-    asked = batch_submission(
+    batch_request = batch_submission(
         name, command, workspace, upload_project(folder, workspace), path_in_project(Path.cwd(), folder)
     )
-    wanted = schedule_request(name, when, asked, workspace, account, timezone)
+    request = schedule_request(name, when, batch_request, workspace, account, timezone)
     with aws_errors(f"schedule {name}"):
         client = account.client("scheduler")
         try:
-            client.create_schedule(**wanted)
+            client.create_schedule(**request)
         except client.exceptions.ConflictException:
-            client.update_schedule(**wanted)
-    return Schedule(name, wanted["ScheduleExpression"], timezone, "ENABLED", wanted["Description"])
+            client.update_schedule(**request)
+    return Schedule(name, request["ScheduleExpression"], timezone, "ENABLED", request["Description"])
 
 # %% ../../nbs/aws/schedule.ipynb #7da3bcb4
 def list_schedules(
@@ -178,8 +178,8 @@ def list_schedules(
     with aws_errors("list the schedules"):
         client = account.client("scheduler")
         pages = client.get_paginator("list_schedules").paginate(GroupName=group, NamePrefix=f"{workspace.project}-")
-        known = [one["Name"] for page in pages for one in page["Schedules"]]
-        found = [client.get_schedule(GroupName=group, Name=name) for name in known]
+        schedule_names = [one["Name"] for page in pages for one in page["Schedules"]]
+        answers = [client.get_schedule(GroupName=group, Name=name) for name in schedule_names]
     return [
         Schedule(
             one["Name"],
@@ -188,7 +188,7 @@ def list_schedules(
             one["State"],
             one.get("Description", ""),
         )
-        for one in found
+        for one in answers
     ]
 
 # %% ../../nbs/aws/schedule.ipynb #7214be13
@@ -197,11 +197,13 @@ def unschedule_pipeline(
     workspace: Workspace,
 ) -> str:  # the name of the schedule that was removed
     "Run a pipeline by itself no more. Raises `UsageError` where it has no schedule, `CloudError`."
-    known = [one.name for one in list_schedules(workspace)]
-    name = pipeline if pipeline in known else schedule_name(pipeline, workspace.project)
-    if name not in known:
-        todo = closest(name, known) or "see slml pipeline schedules."
-        raise UsageError(f"There is no schedule '{name}'.", expected=", ".join(known) or "any schedule", todo=todo)
+    schedule_names = [one.name for one in list_schedules(workspace)]
+    name = pipeline if pipeline in schedule_names else schedule_name(pipeline, workspace.project)
+    if name not in schedule_names:
+        todo = closest(name, schedule_names) or "see slml pipeline schedules."
+        raise UsageError(
+            f"There is no schedule '{name}'.", expected=", ".join(schedule_names) or "any schedule", todo=todo
+        )
     account = connect_account(_region(workspace))
     with aws_errors(f"remove the schedule {name}"):
         account.client("scheduler").delete_schedule(GroupName=names.scheduler_group_name(workspace.stack), Name=name)
@@ -213,13 +215,13 @@ def run_scheduled(
 ) -> int:  # the exit code, where this process has not become slml
     "Run a command of slml in the code that was shipped."
     try:
-        told = prepare_environment(os.environ, Resources())
+        environment = prepare_environment(os.environ, Resources())
     except SlmlError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
     command = [str(Path(sys.executable).with_name("slml")), *arguments]
     print(" ".join(["slml", *arguments]), flush=True)
-    os.execve(command[0], command, told)
+    os.execve(command[0], command, environment)
 
 # %% ../../nbs/aws/schedule.ipynb #7d475ad4
 if __name__ == "__main__" and "__file__" in globals():

@@ -58,30 +58,32 @@ OF_VERSION = {"Memory": "memory", "Seconds": "seconds", "Share": "share"}  # fie
 
 
 def parse_service_settings(
-    given: Mapping[str, str],  # as typed
+    settings: Mapping[str, str],  # as typed
 ) -> dict[str, int]:
     "What was chosen. Raises `UsageError` for a name that is not known or a value that is no number."
-    known = [*(name for name, about in PARAMETERS.items() if about["Type"] == "Number"), *OF_VERSION]
-    for name, value in given.items():
-        if name not in known:
-            todo = closest(name, known) or "leave it out."
-            raise UsageError(f"A service has no setting '{name}'.", expected=", ".join(known), todo=todo)
+    setting_names = [*(name for name, about in PARAMETERS.items() if about["Type"] == "Number"), *OF_VERSION]
+    for name, value in settings.items():
+        if name not in setting_names:
+            todo = closest(name, setting_names) or "leave it out."
+            raise UsageError(f"A service has no setting '{name}'.", expected=", ".join(setting_names), todo=todo)
         if not re.fullmatch(r"\d+", str(value)):
             raise UsageError(f"'{value}' is no number for {name}.", expected=f"{name}=NUMBER")
-    return {name: int(value) for name, value in given.items()}
+    return {name: int(value) for name, value in settings.items()}
 
 # %% ../../nbs/aws/service_deploy.ipynb #a6f49c15
 def service_parameters(
-    given: Mapping[str, object],  # parameter -> value
-    before: Mapping[str, str],  # those of the stack; empty for a new one
+    values: Mapping[str, object],  # parameter -> value
+    current: Mapping[str, str],  # those of the stack; empty for a new one
     owner: str,  # of a new stack
 ) -> list[dict[str, object]]:
     "The parameters, as CloudFormation takes them; what is not given stays as it is."
-    chosen = ({} if before else {"Owner": owner}) | {name: str(v) for name, v in given.items() if name in PARAMETERS}
-    kept = [name for name in PARAMETERS if name in before and name not in chosen]
+    new_values = ({} if current else {"Owner": owner}) | {
+        name: str(v) for name, v in values.items() if name in PARAMETERS
+    }
+    unchanged = [name for name in PARAMETERS if name in current and name not in new_values]
     return [
-        *({"ParameterKey": name, "ParameterValue": value} for name, value in chosen.items()),
-        *({"ParameterKey": name, "UsePreviousValue": True} for name in kept),
+        *({"ParameterKey": name, "ParameterValue": value} for name, value in new_values.items()),
+        *({"ParameterKey": name, "UsePreviousValue": True} for name in unchanged),
     ]
 
 # %% ../../nbs/aws/service_deploy.ipynb #372158a8
@@ -94,14 +96,16 @@ class DeployedService:
 
     def facts(self) -> dict[str, object]:
         "What a person wants to know, in that order."
-        told, account = self.stack.parameters, self.stack.account
+        parameters, account = self.stack.parameters, self.stack.account
         return {
             "service": f"{self.service.name} of {self.service.project}",
             "answers": str(self.service),
             "address": self.stack.outputs.get("Url", "none yet"),
             "callers": "show a key" if self.service.live.key else "sign with their AWS credentials",
-            "limit": f"{told.get('Concurrency')} requests at one time" if told.get("Concurrency") != "0" else "none",
-            "kept warm": 0 if self.service.canary else told.get("Warm"),
+            "limit": f"{parameters.get('Concurrency')} requests at one time"
+            if parameters.get("Concurrency") != "0"
+            else "none",
+            "kept warm": 0 if self.service.canary else parameters.get("Warm"),
             "state": self.stack.state,
             "place": f"{account.region} of account {account.id}, stack {self.stack.name}",
         }
@@ -153,8 +157,8 @@ def service_image(
         except client.exceptions.ImageNotFoundException as error:
             todo = "build it, once for all models: slml aws image --variant service."
             raise CloudError("There is no image that a service could run.", came=str(error), todo=todo) from error
-        [found] = client.describe_repositories(repositoryNames=[repository])["repositories"]
-    return found["repositoryUri"], image["imageDigest"]
+        [answer] = client.describe_repositories(repositoryNames=[repository])["repositories"]
+    return answer["repositoryUri"], image["imageDigest"]
 
 # %% ../../nbs/aws/service_deploy.ipynb #fe0dd1c5
 def keep_image(
@@ -166,9 +170,9 @@ def keep_image(
     client, repository, digest = account.client("ecr"), names.repository_name(stack), image.partition("@")[2]
     tag = f"{TAG}-{digest.removeprefix('sha256:')[:12]}"
     with aws_errors(f"keep the image {image}"):
-        [found] = client.batch_get_image(repositoryName=repository, imageIds=[{"imageDigest": digest}])["images"]
+        [answer] = client.batch_get_image(repositoryName=repository, imageIds=[{"imageDigest": digest}])["images"]
         try:
-            client.put_image(repositoryName=repository, imageManifest=found["imageManifest"], imageTag=tag)
+            client.put_image(repositoryName=repository, imageManifest=answer["imageManifest"], imageTag=tag)
         except client.exceptions.ImageAlreadyExistsException:
             pass
     return tag
@@ -191,32 +195,32 @@ class ServicePlan:
 # %% ../../nbs/aws/service_deploy.ipynb #539c5f23
 def plan_service(
     service: ServiceState,  # as it is to be
-    given: Mapping[str, object],  # parameters that change
-    now: DeployedService | None,
+    values: Mapping[str, object],  # parameters that change
+    current: DeployedService | None,
     account: Account,
     workspace: Workspace,
 ) -> ServicePlan:
     "Let CloudFormation work out what changes. Raises `CloudError`, `UsageError`."
-    if now:
-        check_stack_state(now.stack)
+    if current:
+        check_stack_state(current.stack)
     stack = service_name(workspace.stack, workspace.project, service.name)
-    asked = {
+    request = {
         "StackName": stack,
         "ChangeSetName": f"slml-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}",
-        "ChangeSetType": "UPDATE" if now else "CREATE",
+        "ChangeSetType": "UPDATE" if current else "CREATE",
         "Capabilities": ["CAPABILITY_IAM"],
         "TemplateBody": template_json(services.service_template(service)),
-        "Parameters": service_parameters(given, now.stack.parameters if now else {}, account.person),
+        "Parameters": service_parameters(values, current.stack.parameters if current else {}, account.person),
     }
-    if not now:
-        asked["OnStackFailure"] = "DELETE"
+    if not current:
+        request["OnStackFailure"] = "DELETE"
     with aws_errors(f"deploy the service {service.name}"):
-        made = account.client("cloudformation").create_change_set(**asked)
-        found = wait_for_changes(account, made["Id"], made["StackId"], stack)
-    changes = tuple(resource_change(one["ResourceChange"]) for one in found)
-    id, projects = made["Id"] if changes else "", (workspace.project,)
+        change_set = account.client("cloudformation").create_change_set(**request)
+        resource_changes = wait_for_changes(account, change_set["Id"], change_set["StackId"], stack)
+    changes = tuple(resource_change(one["ResourceChange"]) for one in resource_changes)
+    id, projects = change_set["Id"] if changes else "", (workspace.project,)
     return ServicePlan(
-        service, StackPlan(stack, account, projects, changes, id, made["StackId"], not now), workspace.stack
+        service, StackPlan(stack, account, projects, changes, id, change_set["StackId"], not current), workspace.stack
     )
 
 # %% ../../nbs/aws/service_deploy.ipynb #94d34240
@@ -224,24 +228,24 @@ def plan_deploy(
     ref: str,  # a model, @, and a number or an alias
     workspace: Workspace,
     percent: int = 100,  # of the requests; less than 100: a canary
-    given: Mapping[str, str] | None = None,  # settings by name; the others stay as they are
+    settings: Mapping[str, str] | None = None,  # settings by name; the others stay as they are
     key: str | None = None,  # what callers have to show; "": they sign with AWS credentials; None: as it is
 ) -> ServicePlan:
     "What deploying a version would change. Raises `RegistryError`, `CloudError`, `UsageError`, `SettingsError`."
     from slml.registry.versions import find_version as look_up
 
-    chosen, account = parse_service_settings(given or {}), workspace_account(workspace)
+    values, account = parse_service_settings(settings or {}), workspace_account(workspace)
     version = look_up(ref, workspace)
-    now = find_service(version.name, workspace, account)
-    wanted = make_release(
-        version.ref, version.uri, version.hash, service_image(workspace.stack, account), now, chosen, key
+    current = find_service(version.name, workspace, account)
+    release = make_release(
+        version.ref, version.uri, version.hash, service_image(workspace.stack, account), current, values, key
     )
-    if not now and percent < 100:
+    if not current and percent < 100:
         todo = f"deploy a version to all requests first: slml deploy {version.name}@NUMBER."
         raise UsageError(f"{version.name} is not deployed: a canary needs a version for the other requests.", todo=todo)
-    new = ServiceState(workspace.root, workspace.project, version.name, wanted)
-    service = deploy_release(now.service, wanted, percent) if now else new
-    return plan_service(service, chosen | ({} if key is None else {"ApiKey": key}), now, account, workspace)
+    new = ServiceState(workspace.root, workspace.project, version.name, release)
+    service = deploy_release(current.service, release, percent) if current else new
+    return plan_service(service, values | ({} if key is None else {"ApiKey": key}), current, account, workspace)
 
 # %% ../../nbs/aws/service_deploy.ipynb #106ff2b6
 def make_release(
@@ -249,17 +253,17 @@ def make_release(
     uri: str,  # of the bundle
     hash: str,  # of the bundle
     image: tuple[str, str],  # repository URI, digest
-    now: DeployedService | None,
-    chosen: Mapping[str, int],  # from `parse_service_settings`
+    current: DeployedService | None,
+    values: Mapping[str, int],  # from `parse_service_settings`
     key: str | None = None,
 ) -> Release:
     "A version as it is to be published, or the canary that it is already."
-    live = now.service.live if now else Release(ref, uri, hash, "")
-    kept = {field: chosen.get(name, getattr(live, field)) for name, field in OF_VERSION.items()}
-    wanted = Release(ref, uri, hash, "@".join(image), **kept, key=live.key if key is None else key_fingerprint(key))
-    tried = now.service.canary if now else None
-    asked = key is not None or set(chosen) & set(OF_VERSION)
-    return tried if tried and (tried.ref, tried.hash) == (ref, hash) and not asked else wanted
+    live = current.service.live if current else Release(ref, uri, hash, "")
+    options = {field: values.get(name, getattr(live, field)) for name, field in OF_VERSION.items()}
+    release = Release(ref, uri, hash, "@".join(image), **options, key=live.key if key is None else key_fingerprint(key))
+    canary = current.service.canary if current else None
+    has_changes = key is not None or set(values) & set(OF_VERSION)
+    return canary if canary and (canary.ref, canary.hash) == (ref, hash) and not has_changes else release
 
 # %% ../../nbs/aws/service_deploy.ipynb #d1b8fa94
 def load_service(
@@ -267,11 +271,11 @@ def load_service(
     workspace: Workspace,
 ) -> DeployedService:
     "A service that is there. Raises `UsageError` where it is not, `SettingsError`, `CloudError`."
-    found = find_service(name, workspace, workspace_account(workspace))
-    if not found:
+    service = find_service(name, workspace, workspace_account(workspace))
+    if not service:
         todo = f"deploy it: slml deploy {name}@champion."
         raise UsageError(f"The model '{name}' of {workspace.project} is not deployed.", todo=todo)
-    return found
+    return service
 
 
 def plan_rollback(
@@ -279,24 +283,24 @@ def plan_rollback(
     workspace: Workspace,
 ) -> ServicePlan:
     "What going back would change. Raises `UsageError` where there is nothing to go back to, `CloudError`."
-    now = load_service(name, workspace)
-    return plan_service(roll_back_release(now.service), {}, now, now.stack.account, workspace)
+    service = load_service(name, workspace)
+    return plan_service(roll_back_release(service.service), {}, service, service.stack.account, workspace)
 
 # %% ../../nbs/aws/service_deploy.ipynb #42e078c2
 def deploy_service(
     step: ServicePlan,
-    say: Echo = print,  # is told each step
+    echo: Echo = print,  # is told each step
 ) -> DeployedService:
     "Change a service as it was planned. Raises `CloudError` with the first thing that failed."
-    for image in {version.image for version in step.service.kept}:
+    for image in {version.image for version in step.service.releases}:
         keep_image(image, step.stack, step.plan.account)
-    return DeployedService(deploy_stack(step.plan, say), step.service)
+    return DeployedService(deploy_stack(step.plan, echo), step.service)
 
 # %% ../../nbs/aws/service_deploy.ipynb #c7d30e31
 def remove_service(
     name: str,  # of the model
     workspace: Workspace,
-    say: Echo = print,  # is told each step
+    echo: Echo = print,  # is told each step
 ) -> None:
     "Remove a service. Raises `UsageError` where there is none, `CloudError` with the first thing that failed."
     stack = load_service(name, workspace).stack
@@ -304,5 +308,5 @@ def remove_service(
         client = stack.account.client("cloudformation")
         last = client.describe_stack_events(StackName=stack.id)["StackEvents"][0]["Timestamp"]
         client.delete_stack(StackName=stack.id)
-        events = list(follow_events(stack.account, stack.id, last + timedelta(milliseconds=1), say))
+        events = list(follow_events(stack.account, stack.id, last + timedelta(milliseconds=1), echo))
     check_events(stack.name, events)

@@ -59,10 +59,10 @@ class ServiceState:
     before: Release | None = None  # what a rollback brings back
 
     @property
-    def kept(self) -> list[Release]:
+    def releases(self) -> list[Release]:
         "The versions that Lambda holds, each once; the last one is what the function itself is."
-        found = {one.id: one for one in (self.before, self.live, self.canary) if one}
-        return list(found.values())
+        by_id = {one.id: one for one in (self.before, self.live, self.canary) if one}
+        return list(by_id.values())
 
     def __str__(self) -> str:
         if self.canary:
@@ -124,11 +124,11 @@ def service_name(
     name: str,  # of the model
 ) -> str:  # at most 64 letters, digits and hyphens
     "What the stack and the function of a service are called."
-    whole = f"{stack}-{project}-{name}"
-    plain = re.sub(r"[^a-z0-9-]", "-", whole.lower())
-    if plain == whole and len(whole) <= 64:
-        return whole
-    return f"{plain[:55].rstrip('-')}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    full_name = f"{stack}-{project}-{name}"
+    plain = re.sub(r"[^a-z0-9-]", "-", full_name.lower())
+    if plain == full_name and len(full_name) <= 64:
+        return full_name
+    return f"{plain[:55].rstrip('-')}-{hashlib.sha256(full_name.encode()).hexdigest()[:8]}"
 
 # %% ../../nbs/aws/service_template.ipynb #4e5ac1b4
 def object_arn(
@@ -140,13 +140,13 @@ def object_arn(
 
 def service_uris(service: ServiceState) -> dict[str, list[str]]:  # read, written -> URIs
     "Where a service reads and writes. Raises `UsageError` for a place outside of S3."
-    own = f"{service.project}/{service.name}"
-    read = [*(one.bundle for one in service.kept), f"{service.root}/models/{own}"]
+    model_path = f"{service.project}/{service.name}"
+    read = [*(one.bundle for one in service.releases), f"{service.root}/models/{model_path}"]
     for uri in read:
         if not uri.startswith("s3://"):
             todo = "register the version from a workspace in the cloud: --on batch."
             raise UsageError("AWS Lambda cannot reach this place.", expected="s3://...", came=uri, todo=todo)
-    return {"read": read, "written": [f"{service.root}/served/{own}"]}
+    return {"read": read, "written": [f"{service.root}/served/{model_path}"]}
 
 # %% ../../nbs/aws/service_template.ipynb #df49e49f
 LOG = f"/slml/{STACK}"  # where the function writes what it has to say, with placeholders
@@ -154,15 +154,15 @@ LOG = f"/slml/{STACK}"  # where the function writes what it has to say, with pla
 
 def service_policy(service: ServiceState) -> dict[str, object]:
     "The policy of a service's role."
-    known = service_uris(service)
-    everywhere = known["read"] + known["written"]
-    buckets = sorted({uri.split("/")[2] for uri in everywhere})
-    below = {"StringLike": {"s3:prefix": [f"{uri.split('/', 3)[3]}/*" for uri in everywhere]}}
+    uris = service_uris(service)
+    all_uris = uris["read"] + uris["written"]
+    buckets = sorted({uri.split("/")[2] for uri in all_uris})
+    below = {"StringLike": {"s3:prefix": [f"{uri.split('/', 3)[3]}/*" for uri in all_uris]}}
     return policy_document(
         [
-            statement("Read", ["s3:GetObject"], map(object_arn, known["read"])),
+            statement("Read", ["s3:GetObject"], map(object_arn, uris["read"])),
             statement("Look", ["s3:ListBucket"], [f"arn:${{AWS::Partition}}:s3:::{one}" for one in buckets], below),
-            statement("Served", ["s3:PutObject", "s3:AbortMultipartUpload"], map(object_arn, known["written"])),
+            statement("Served", ["s3:PutObject", "s3:AbortMultipartUpload"], map(object_arn, uris["written"])),
             statement("Log", WRITE_LOG, [arn("logs", f"log-group:{LOG}:*")]),
         ]
     )
@@ -176,19 +176,19 @@ def function_environment(
     version: Release,
 ) -> dict[str, object]:
     "What the function is told."
-    told = {
+    variables = {
         "SLML_BUNDLE": version.bundle,
         "SLML_BUNDLE_HASH": version.hash,
         "SLML_VERSION": version.ref,
         "SLML_SERVED": service_uris(service)["written"][0],
         "SLML_LOG_SHARE": str(version.share),
     }
-    return told | ({"SLML_API_KEY": ref("ApiKey")} if version.key else {})
+    return variables | ({"SLML_API_KEY": ref("ApiKey")} if version.key else {})
 
 # %% ../../nbs/aws/service_template.ipynb #612d89ad
 def lambda_function(service: ServiceState) -> dict[str, object]:
     "The function, as the newest version."
-    version = service.kept[-1]
+    version = service.releases[-1]
     properties = {
         "FunctionName": ref("AWS::StackName"),
         "Description": f"{version.ref} of the project {service.project}, served by slml",
@@ -245,13 +245,13 @@ def function_url(service: ServiceState) -> dict[str, object]:  # logical name ->
         "Qualifier": "live",
         "AuthType": "NONE" if service.live.key else "AWS_IAM",
     }
-    found = {"Url": {"Type": "AWS::Lambda::Url", "Properties": url, "DependsOn": ["Alias"]}}
+    resources = {"Url": {"Type": "AWS::Lambda::Url", "Properties": url, "DependsOn": ["Alias"]}}
     if service.live.key:
         ask = auth | {"Action": "lambda:InvokeFunctionUrl", "FunctionUrlAuthType": "NONE"}
         call = auth | {"Action": "lambda:InvokeFunction", "InvokedViaFunctionUrl": True}
         for name, may in (("Ask", ask), ("Call", call)):
-            found[name] = {"Type": "AWS::Lambda::Permission", "Properties": may}
-    return found
+            resources[name] = {"Type": "AWS::Lambda::Permission", "Properties": may}
+    return resources
 
 # %% ../../nbs/aws/service_template.ipynb #b970a360
 RETENTION = [1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827]
@@ -295,7 +295,7 @@ def service_template(service: ServiceState) -> dict[str, object]:
         "Role": resource("AWS::IAM::Role", role, service.project),
         "Log": resource("AWS::Logs::LogGroup", log, service.project),
         "Function": lambda_function(service),
-        **{version_name(version): lambda_version(version) for version in service.kept},
+        **{version_name(version): lambda_version(version) for version in service.releases},
         "Alias": lambda_alias(service),
         **function_url(service),
     }

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/aws/stack_deploy.ipynb #b5851c69
 def deploy_stack(
     plan: StackPlan,
-    say: Echo = print,  # is told each step
+    echo: Echo = print,  # is told each step
 ) -> DeployedStack:
     "Carry out a plan and wait for its end. Raises `CloudError` with the first thing that failed."
     if plan.id:
@@ -36,7 +36,7 @@ def deploy_stack(
             client = plan.account.client("cloudformation")
             since = _last(plan.account, plan.stack_id)
             client.execute_change_set(ChangeSetName=plan.id, StackName=plan.stack_id)
-            events = list(follow_events(plan.account, plan.stack_id, since, say))
+            events = list(follow_events(plan.account, plan.stack_id, since, echo))
         check_events(plan.stack, events)
     return load_stack(plan.stack, plan.account)
 
@@ -94,20 +94,20 @@ def stack_status(
     region: str = "",  # "": that of the environment
 ) -> StackStatus:
     "What a stack is doing. Raises `CloudError`, and `UsageError` where there is none."
-    found = load_stack(stack, connect_account(region))
+    deployed = load_stack(stack, connect_account(region))
     with aws_errors(f"look at the stack {stack}"), ThreadPoolExecutor(8) as pool:
-        batch = found.account.client("batch")
-        known = stack_queues(batch, stack)
-        waiting, running = (list(pool.map(partial(_count, batch, states), known)) for states in (WAITING, RUNNING))
+        batch = deployed.account.client("batch")
+        queues = stack_queues(batch, stack)
+        waiting, running = (list(pool.map(partial(_count, batch, states), queues)) for states in (WAITING, RUNNING))
         machines = {one["computeEnvironmentName"]: _cores(one) for one in _environments(batch, stack)}
-    counts = (dict(zip(known, numbers, strict=True)) for numbers in (waiting, running))
-    return StackStatus(found, *counts, machines, found.parameters.get("NodeEndpoints") == "yes")
+    counts = (dict(zip(queues, numbers, strict=True)) for numbers in (waiting, running))
+    return StackStatus(deployed, *counts, machines, deployed.parameters.get("NodeEndpoints") == "yes")
 
 
 def stack_queues(batch: "BaseClient", stack: str) -> list[str]:
     "The queues of a stack that are there."
-    wanted = [f"{stack}-{name}" for name in names.QUEUES]
-    return [one["jobQueueName"] for one in batch.describe_job_queues(jobQueues=wanted)["jobQueues"]]
+    queue_names = [f"{stack}-{name}" for name in names.QUEUES]
+    return [one["jobQueueName"] for one in batch.describe_job_queues(jobQueues=queue_names)["jobQueues"]]
 
 # %% ../../nbs/aws/stack_deploy.ipynb #4a7cb3d0
 def _jobs(batch: "BaseClient", states: tuple[str, ...], queue: str) -> Iterator[dict]:
@@ -124,8 +124,8 @@ def _count(batch: "BaseClient", states: tuple[str, ...], queue: str) -> int:
 
 def _environments(batch: "BaseClient", stack: str) -> list[dict]:
     pages = batch.get_paginator("describe_compute_environments").paginate()
-    found = [one for page in pages for one in page["computeEnvironments"]]
-    return [one for one in found if one["computeEnvironmentName"].startswith(f"{stack}-")]
+    environments = [one for page in pages for one in page["computeEnvironments"]]
+    return [one for one in environments if one["computeEnvironmentName"].startswith(f"{stack}-")]
 
 
 def _cores(environment: dict) -> int:
@@ -137,11 +137,11 @@ class StackLosses:
     "What would go with a stack, and what would stay."
 
     lost: tuple[str, ...]
-    kept: tuple[str, ...]
+    preserved: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = {"lost": self.lost, "kept": self.kept or ("nothing",)}
-        return "\n".join(f"{name}:\n  " + "\n  ".join(told) for name, told in parts.items())
+        parts = {"lost": self.lost, "kept": self.preserved or ("nothing",)}
+        return "\n".join(f"{name}:\n  " + "\n  ".join(items) for name, items in parts.items())
 
 
 def stack_losses(
@@ -150,14 +150,14 @@ def stack_losses(
     data: bool = False,  # whether the data is to go as well
 ) -> StackLosses:
     "What would go with a stack. Raises `CloudError`, and `UsageError` where there is none."
-    now = stack_status(stack, region)
-    found, jobs = now.stack, sum(now.waiting.values()) + sum(now.running.values())
+    status = stack_status(stack, region)
+    deployed, jobs = status.stack, sum(status.waiting.values()) + sum(status.running.values())
     stores = (
-        f"the bucket {found.bucket}: data, runs, models and code of all projects",
-        *(f"the Glue database {one}: which file of each table is the current one" for one in found.projects),
+        f"the bucket {deployed.bucket}: data, runs, models and code of all projects",
+        *(f"the Glue database {one}: which file of each table is the current one" for one in deployed.projects),
     )
     lost = (
-        *(f"MLflow of {project}: its runs, models and aliases" for project in found.projects),
+        *(f"MLflow of {project}: its runs, models and aliases" for project in deployed.projects),
         "the container images, the logs of jobs, the schedules of pipelines",
         *([f"{jobs} jobs that wait or run"] if jobs else []),
     )
@@ -168,56 +168,56 @@ def destroy_stack(
     stack: str,
     region: str = "",
     data: bool = False,  # remove the bucket and the databases too
-    say: Echo = print,  # is told each step
+    echo: Echo = print,  # is told each step
 ) -> None:
     "Remove a stack. Raises `CloudError` with the first thing that failed, `UsageError` where there is none."
-    found = load_stack(stack, connect_account(region))
+    deployed = load_stack(stack, connect_account(region))
     with aws_errors(f"remove the stack {stack}"):
-        _end_jobs(found, say)
-        client, since = found.account.client("cloudformation"), _last(found.account, found.id)
-        client.delete_stack(StackName=found.id)
-        events = list(follow_events(found.account, found.id, since, say))
+        _end_jobs(deployed, echo)
+        client, since = deployed.account.client("cloudformation"), _last(deployed.account, deployed.id)
+        client.delete_stack(StackName=deployed.id)
+        events = list(follow_events(deployed.account, deployed.id, since, echo))
     check_events(stack, events)
     with aws_errors(f"remove the data of the stack {stack}"):
-        for project in found.projects:
-            _remove_database(found.account, names.database_name(project), found.bucket, data, say)
-        _remove_bucket(found.account, found.bucket, data, say)
+        for project in deployed.projects:
+            _remove_database(deployed.account, names.database_name(project), deployed.bucket, data, echo)
+        _remove_bucket(deployed.account, deployed.bucket, data, echo)
 
 # %% ../../nbs/aws/stack_deploy.ipynb #85c7b1c7
-def _end_jobs(found: DeployedStack, say: Echo) -> None:
-    batch = found.account.client("batch")
-    for queue in stack_queues(batch, found.name):
+def _end_jobs(deployed: DeployedStack, echo: Echo) -> None:
+    batch = deployed.account.client("batch")
+    for queue in stack_queues(batch, deployed.name):
         for job in list(_jobs(batch, WAITING + RUNNING, queue)):
-            say(f"ends {job['jobName']}")
+            echo(f"ends {job['jobName']}")
             batch.terminate_job(jobId=job["jobId"], reason="the stack is removed")
 
 # %% ../../nbs/aws/stack_deploy.ipynb #118184d4
 def _versions(account: Account, bucket: str) -> Iterator[list[dict[str, str]]]:
     "Every version of every object, by the thousand that one call removes."
     for page in account.client("s3").get_paginator("list_object_versions").paginate(Bucket=bucket):
-        both = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
-        if both:
-            yield [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in both]
+        objects = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+        if objects:
+            yield [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in objects]
 
 # %% ../../nbs/aws/stack_deploy.ipynb #798f8d65
-def _remove_bucket(account: Account, bucket: str, data: bool, say: Echo) -> None:
+def _remove_bucket(account: Account, bucket: str, data: bool, echo: Echo) -> None:
     s3 = account.client("s3")
     for batch in _versions(account, bucket):
         if not data:
-            say(f"keeps the bucket {bucket}, which is not empty")
+            echo(f"keeps the bucket {bucket}, which is not empty")
             return
-        say(f"removes {len(batch)} objects")
+        echo(f"removes {len(batch)} objects")
         s3.delete_objects(Bucket=bucket, Delete={"Objects": batch, "Quiet": True})
-    say(f"removes the bucket {bucket}")
+    echo(f"removes the bucket {bucket}")
     s3.delete_bucket(Bucket=bucket)
 
 # %% ../../nbs/aws/stack_deploy.ipynb #af2e4f0f
-def _remove_database(account: Account, name: str, bucket: str, data: bool, say: Echo) -> None:
+def _remove_database(account: Account, name: str, bucket: str, data: bool, echo: Echo) -> None:
     glue = account.client("glue")
     tables = glue.get_tables(DatabaseName=name, MaxResults=1)["TableList"]
     ours = glue.get_database(Name=name)["Database"].get("LocationUri", "").startswith(f"s3://{bucket}/")
     if ours and (data or not tables):
-        say(f"removes the database {name}")
+        echo(f"removes the database {name}")
         glue.delete_database(Name=name)
     else:
-        say(f"keeps the database {name}")
+        echo(f"keeps the database {name}")

@@ -21,8 +21,8 @@ from ..errors import UsageError
 from ..runners.batch import names
 
 # %% ../../nbs/aws/stack_template.ipynb #ad0d8cc7
-def _parameter(default: str, about: str, type: str = "String", **more: object) -> dict[str, object]:
-    return {"Type": type, "Default": default, "Description": about, **more}
+def _parameter(default: str, about: str, type: str = "String", **limits: object) -> dict[str, object]:
+    return {"Type": type, "Default": default, "Description": about, **limits}
 
 
 LIST = "CommaDelimitedList"
@@ -59,7 +59,7 @@ def stack_outputs(
     projects: Sequence[str],
 ) -> dict[str, object]:
     "What the stack tells about itself."
-    found = {
+    outputs = {
         "Projects": {"Value": ",".join(projects), "Description": "who shares the stack"},
         "BucketName": {"Value": sub(names.bucket_name(STACK, ACCOUNT, REGION)), "Description": "where everything lies"},
         "RepositoryUri": {"Value": get("Repository", "RepositoryUri"), "Description": "where the image goes"},
@@ -67,8 +67,8 @@ def stack_outputs(
     }
     for project in projects:
         about = {"Description": f"the tracking_uri of {project}", "Condition": "MakeMlflow"}
-        found[logical_name("Tracking", project)] = {"Value": get(logical_name("Mlflow", project))} | about
-    return found
+        outputs[logical_name("Tracking", project)] = {"Value": get(logical_name("Mlflow", project))} | about
+    return outputs
 
 # %% ../../nbs/aws/stack_template.ipynb #7b903739
 EMPTY = ["W1030", "W1035"]
@@ -76,7 +76,7 @@ EMPTY = ["W1030", "W1035"]
 
 def stack_template(
     projects: Sequence[str],  # their names
-    kept: Collection[str] = (),  # logical names of stores that are there already and are left out
+    existing: Collection[str] = (),  # logical names of stores that are there already and are left out
 ) -> dict[str, object]:
     "The template of a stack. Raises `SettingsError` for a project's name, `UsageError` where there is none."
     projects = sorted({project for project in projects if project})
@@ -86,7 +86,7 @@ def stack_template(
         names.check_names("slml", project)
     parts = (
         network.network_resources()
-        | stores.store_resources(projects, kept)
+        | stores.store_resources(projects, existing)
         | compute_resources(projects)
         | role_resources(projects)
         | watch.alarm_resources()
@@ -106,10 +106,12 @@ INLINE = 51_200  # bytes
 
 
 def template_yaml(
-    found: Mapping[str, object],  # a template
+    template: Mapping[str, object],  # a template
 ) -> str:
     "A template for people to read and for other tools to deploy."
-    plain = json.loads(json.dumps(found))  # the same object in two places would become an anchor, which nobody can read
+    plain = json.loads(
+        json.dumps(template)
+    )  # the same object in two places would become an anchor, which nobody can read
     return yaml.dump(plain, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True)
 
 
@@ -119,7 +121,7 @@ class _Plain(yaml.SafeDumper):
 
 
 def template_json(
-    found: Mapping[str, object],
+    template: Mapping[str, object],
 ) -> str:
     "A template as short as it gets."
-    return json.dumps(found, separators=(",", ":"))
+    return json.dumps(template, separators=(",", ":"))

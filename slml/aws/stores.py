@@ -26,8 +26,8 @@ from ..runners.batch import names
 BUCKET = names.bucket_name(STACK, ACCOUNT, REGION)  # with placeholders
 
 # %% ../../nbs/aws/stores.ipynb #52c9ba8a
-def _rule(id: str, **what: object) -> dict[str, object]:
-    return {"Id": id, "Status": "Enabled", **what}
+def _rule(id: str, **actions: object) -> dict[str, object]:
+    return {"Id": id, "Status": "Enabled", **actions}
 
 
 def lifecycle_rules(
@@ -140,16 +140,16 @@ def mlflow_app(project: str) -> dict[str, object]:
 # %% ../../nbs/aws/stores.ipynb #3157e85e
 def store_resources(
     projects: Sequence[str],
-    kept: Collection[str] = (),  # of these resources, those that are there already, by logical name
+    existing: Collection[str] = (),  # of these resources, those that are there already, by logical name
 ) -> dict[str, object]:
     "All stores of a stack."
-    found = {"Bucket": stack_bucket(projects), "BucketPolicy": tls_only_policy(), "Repository": image_registry()}
+    resources = {"Bucket": stack_bucket(projects), "BucketPolicy": tls_only_policy(), "Repository": image_registry()}
     for project in projects:
-        found |= {
+        resources |= {
             logical_name("Database", project): glue_database(project),
             logical_name("Workgroup", project): athena_workgroup(project),
             logical_name("Mlflow", project): mlflow_app(project),
         }
-    if "Bucket" not in kept:
-        found["BucketPolicy"]["DependsOn"] = ["Bucket"]
-    return {name: one for name, one in found.items() if name not in kept}
+    if "Bucket" not in existing:
+        resources["BucketPolicy"]["DependsOn"] = ["Bucket"]
+    return {name: one for name, one in resources.items() if name not in existing}

@@ -56,14 +56,14 @@ def main(
         if debug:
             raise
         is_ours = isinstance(error, SlmlError)
-        terminal.print(str(error) if is_ours else _unexpected(error), markup=False, soft_wrap=True)
+        terminal.print(str(error) if is_ours else _unexpected_error(error), markup=False, soft_wrap=True)
         return error.exit_code if is_ours else 1
     if code == INTERRUPTED:
         terminal.print("Interrupted. Nothing is half written; the same call goes on from here.")
     return min(code, 1)
 
 
-def _unexpected(error: Exception) -> str:
+def _unexpected_error(error: Exception) -> str:
     message = textwrap.shorten(f"{type(error).__name__}: {error}", 400)
     return f"slml failed in a way it did not expect: {message}\n  to do: run it again with --debug."
 

@@ -33,11 +33,11 @@ def format_age(
 # %% ../../nbs/cli/models.ipynb #896eb96e
 def model_row(
     version: "Version",
-    now: datetime,  # with its time zone
+    moment: datetime,  # with its time zone
     life: "VersionRecord",  # its error, drift and cost since it was registered
 ) -> list[str]:
     "A version as a row: its name, aliases, data, age, test error, live error, drift, cost and state."
-    old = format_age(now - version.created) if version.created else ""
+    old = format_age(moment - version.created) if version.created else ""
     error = f"{version.metric} {version.value:.4g}"
     live = [life.live_error, life.live_drift, life.cost_text]
     return [version.ref, ", ".join(version.aliases), version.data, old, error, *live, version.state]

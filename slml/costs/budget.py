@@ -45,16 +45,16 @@ def set_budget(
 
 def read_budget(workspace: Workspace) -> Budget:
     "The budget of a project. Raises `SettingsError` for a file that is damaged: it is not taken for none."
-    place = workspace.uri("budget.json")
-    if not exists(place):
+    uri = workspace.uri("budget.json")
+    if not exists(uri):
         return Budget(None)
     try:
-        budget = Budget(**json.loads(read_text(place)))
+        budget = Budget(**json.loads(read_text(uri)))
         if budget.usd is not None and not budget.usd >= 0:  # which no NaN is
             raise ValueError(f"usd is {budget.usd}")
     except (ValueError, TypeError) as error:
         raise SettingsError(
-            f"The budget in {place} cannot be read.", came=str(error), todo="set it again: slml cost budget 50"
+            f"The budget in {uri} cannot be read.", came=str(error), todo="set it again: slml cost budget 50"
         ) from None
     return budget
 
@@ -69,7 +69,7 @@ class BudgetBalance:
     pending: int = 0  # how many those are
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         "What can still be spent; infinite where there is no budget."
         return math.inf if self.budget is None else self.budget - self.spent - self.promised
 
@@ -85,21 +85,22 @@ def budget_balance(
     workspace: Workspace,
     runs: Iterable[Run],  # of the project
     book: PriceBook,
-    own: str | Collection[str] = (),  # id of a run, or those of an array: of others that wait, only earlier ones count
+    own_runs: str
+    | Collection[str] = (),  # id of a run, or those of an array: of others that wait, only earlier ones count
     moment: datetime | None = None,  # now by default
 ) -> BudgetBalance:
     "Where a project stands this month. Raises `SettingsError` and, where a price is missing, `UsageError`."
     moment, runs = moment or datetime.now(UTC), list(runs)
-    month, own = f"{moment:%Y-%m}", {own} if isinstance(own, str) else set(own)
+    month, own_runs = f"{moment:%Y-%m}", {own_runs} if isinstance(own_runs, str) else set(own_runs)
     expected = cache(lambda job, needs, runner: estimate_attempt(job, needs, runs, book, runner).usd)
     spent, promised = 0.0, []
     for run in runs:
-        if run.project != workspace.project or run.id in own or (run.has_ended and run.created[:7] < month):
+        if run.project != workspace.project or run.id in own_runs or (run.has_ended and run.created[:7] < month):
             continue
         if (cost := cost_of(run, book, moment)).hypothetical or rate_of(run.resources, run.runner, book).hypothetical:
             continue
         spent += cost.usd if run.created[:7] >= month else 0.0
-        if run.status == "running" or (run.status == "waiting" and not (own and run.id > max(own))):
+        if run.status == "running" or (run.status == "waiting" and not (own_runs and run.id > max(own_runs))):
             promised.append(max(expected(run.job, run.resources, run.runner) - cost.usd, 0.0))
     return BudgetBalance(read_budget(workspace).usd, spent, math.fsum(promised), len(promised))
 
@@ -108,21 +109,21 @@ def check_budget(
     workspace: Workspace,
     runs: Iterable[Run],  # of the project
     expected: Estimate,  # of what is to be submitted
-    own: str | Collection[str] = (),  # id of its run, or ids of its array, where their records are written already
+    own_runs: str | Collection[str] = (),  # id of its run, or ids of its array, where their records are written already
     moment: datetime | None = None,  # now by default
 ) -> BudgetBalance:  # before this job
     "Let a job pass that the project can pay for. Raises `BudgetError` with all numbers for one that it cannot."
     if read_budget(workspace).usd is None or expected.hypothetical:
         return BudgetBalance(None, 0.0, 0.0)
-    stands = budget_balance(workspace, runs, PriceBook.load(workspace), own, moment)
-    if expected.usd <= stands.left:
+    stands = budget_balance(workspace, runs, PriceBook.load(workspace), own_runs, moment)
+    if expected.usd <= stands.remaining:
         return stands
     guess = (
         "" if not expected.unknown else " Without an earlier run the whole time limit counts: a lower --minutes helps."
     )
     raise BudgetError(
         f"The project {workspace.project} would spend more than its budget.",
-        expected=f"at most {format_usd(max(stands.left, 0.0))}; {stands}",
+        expected=f"at most {format_usd(max(stands.remaining, 0.0))}; {stands}",
         came=str(expected),
         todo=f"ask for less, wait for the next month, or have the budget raised: slml cost budget USD.{guess}",
     )

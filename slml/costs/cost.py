@@ -69,10 +69,10 @@ def elapsed_seconds(
 def _time(text: str, otherwise: datetime) -> datetime:
     "A time of a record; UTC where it says nothing else."
     try:
-        found = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except ValueError:  # one damaged record must not hide the costs of all others
         return otherwise
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def cost_of(
@@ -129,16 +129,16 @@ def _sentence(e: Estimate) -> str:
     spread = f" ({format_usd(e.low).removesuffix(' USD')} to {format_usd(e.high)})" if e.high > e.low else ""
     if e.unknown == e.jobs:
         limit = f"within the time limit of {e.seconds / 60:,.0f} minutes"
-        what = f"no earlier run: at most {format_usd(e.usd)} for {who} {limit}"
+        amount = f"no earlier run: at most {format_usd(e.usd)} for {who} {limit}"
     elif e.unknown:
-        what = (
+        amount = (
             f"about {format_usd(e.usd)}{spread} for {who}, {e.unknown:,} of them without an earlier run, at the limit"
         )
     else:
         earlier = f"as {e.runs} earlier runs took" if e.runs > 1 else "as the one earlier run took"
-        what = f"about {format_usd(e.usd)}{spread} for {who} of {e.seconds:,.0f} s, {earlier}"
+        amount = f"about {format_usd(e.usd)}{spread} for {who} of {e.seconds:,.0f} s, {earlier}"
     free = "nothing is paid here; in the cloud " if e.hypothetical else ""
-    return f"{free}{what}, on {e.where}" + ("" if e.verified else "; prices not verified")
+    return f"{free}{amount}, on {e.where}" + ("" if e.verified else "; prices not verified")
 
 # %% ../../nbs/costs/cost.ipynb #3aa72726
 def estimate(
@@ -155,12 +155,12 @@ def estimate_attempt(name: str, needs: Resources, runs: Iterable[Run], book: Pri
     "What an attempt at a notebook with this name is expected to cost. Raises `UsageError` where a price is missing."
     rate, limit = rate_of(needs, runner, book), needs.minutes * 60
     done = [r for r in runs if r.job == name and r.status == "done" and r.seconds > 0 and not r.same_as]
-    taken = [min(run.seconds, limit) for run in sorted(done, key=lambda run: run.created)[-RECENT:]]
-    seconds = median(taken) if taken else limit
-    low, _, high = quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else (seconds,) * 3
-    usd, low, high = (cost_of_work(rate, each).usd for each in (seconds, low, high))
-    flags = {"hypothetical": rate.hypothetical, "verified": rate.verified, "unknown": 0 if taken else 1}
-    return Estimate(usd, low, high, rate.where, len(taken), seconds, **flags)
+    seconds_taken = [min(run.seconds, limit) for run in sorted(done, key=lambda run: run.created)[-RECENT:]]
+    seconds = median(seconds_taken) if seconds_taken else limit
+    low, _, high = quantiles(seconds_taken, n=4, method="inclusive") if len(seconds_taken) > 1 else (seconds,) * 3
+    usd, low, high = (cost_of_work(rate, work).usd for work in (seconds, low, high))
+    flags = {"hypothetical": rate.hypothetical, "verified": rate.verified, "unknown": 0 if seconds_taken else 1}
+    return Estimate(usd, low, high, rate.where, len(seconds_taken), seconds, **flags)
 
 # %% ../../nbs/costs/cost.ipynb #891901e8
 def add_estimates(
@@ -197,8 +197,8 @@ def version_runs(workspace: Workspace) -> dict[str, set[str]]:
 
     start = f"{workspace.project}."
     models = [model.name for model in open_tracking(workspace).search_registered_models()]
-    known = [v for m in models if m.startswith(start) for v in list_versions(m.removeprefix(start), workspace)]
-    return {v.ref: set(json.loads(read_text(f"{v.uri}/lineage.json"))["runs"].values()) for v in known}
+    registered = [v for m in models if m.startswith(start) for v in list_versions(m.removeprefix(start), workspace)]
+    return {v.ref: set(json.loads(read_text(f"{v.uri}/lineage.json"))["runs"].values()) for v in registered}
 
 # %% ../../nbs/costs/cost.ipynb #67c5a32f
 @dataclass(frozen=True)
@@ -265,17 +265,17 @@ def costs(
     for run, cost in spent:
         for name in group_names(run, by, versions or {}):
             groups.setdefault(name, []).append((run, cost))
-    lines = [cost_line(name, found) for name, found in groups.items()]
+    lines = [cost_line(name, group) for name, group in groups.items()]
     lines.sort(key=lambda line: line.name if by == "day" else (-line.paid, -line.would, line.name))
     return Costs(by, lines, cost_line("total", spent), spent, _note(spent, book))
 
 
-def _day(given: str | date, default: str) -> str:
+def _day(day: str | date, default: str) -> str:
     "A day as text. Raises `UsageError`."
     try:
-        return (date.fromisoformat(str(given)) if given else date.fromisoformat(default)).isoformat()
+        return (date.fromisoformat(str(day)) if day else date.fromisoformat(default)).isoformat()
     except ValueError:
-        raise UsageError(f"'{given}' is no day.", expected="such as 2026-11-01", came=repr(given)) from None
+        raise UsageError(f"'{day}' is no day.", expected="such as 2026-11-01", came=repr(day)) from None
 
 
 def _note(spent: Iterable[tuple[Run, Cost]], book: PriceBook) -> str:
@@ -323,11 +323,11 @@ def usd_by_day(costs: Costs) -> tuple[bool, dict[str, dict[str, float]]]:
             days = by_job.setdefault(run.job, {})
             days[run.created[:10]] = days.get(run.created[:10], 0.0) + cost.usd
     ranked = sorted(by_job, key=lambda job: -sum(by_job[job].values()))
-    shown = {job: by_job[job] for job in ranked[:SHOWN]}
+    usd_by_job = {job: by_job[job] for job in ranked[:SHOWN]}
     for job in ranked[SHOWN:]:
-        others = shown.setdefault("others", {})
+        others = usd_by_job.setdefault("others", {})
         others.update({day: others.get(day, 0.0) + usd for day, usd in by_job[job].items()})
-    return paid, shown
+    return paid, usd_by_job
 
 
 def _plot(costs: Costs, ax: "Axes | None") -> "Axes":
@@ -337,11 +337,11 @@ def _plot(costs: Costs, ax: "Axes | None") -> "Axes":
 
     ax = ax or plt.subplots(figsize=(6, 2.4))[1]
     paid, by_job = usd_by_day(costs)
-    days = sorted({day for found in by_job.values() for day in found if day})
+    days = sorted({day for usd_by_date in by_job.values() for day in usd_by_date if day})
     places = [date.fromisoformat(day) for day in days]
     bottom = [0.0] * len(days)
-    for job, found in by_job.items():
-        heights = [found.get(day, 0.0) for day in days]
+    for job, usd_by_date in by_job.items():
+        heights = [usd_by_date.get(day, 0.0) for day in days]
         ax.bar(places, heights, 0.6, bottom=bottom, label=job)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     if days:

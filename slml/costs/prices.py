@@ -39,9 +39,9 @@ class Price:
         wrong = [f.name for f in fields(self) if f.type is str and not isinstance(getattr(self, f.name), str)]
         number = isinstance(self.usd, int | float) and not isinstance(self.usd, bool)
         if wrong or not number or not math.isfinite(self.usd) or self.usd < 0:
-            came = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong or ["usd"])
+            values = ", ".join(f"{name} = {getattr(self, name)!r}" for name in wrong or ["usd"])
             raise UsageError(
-                f"{self.service} {self.item} cannot be a price.", expected="text, and USD from 0", came=came
+                f"{self.service} {self.item} cannot be a price.", expected="text, and USD from 0", came=values
             )
 
     @property
@@ -117,8 +117,8 @@ def _machines() -> Iterator[Machine]:
     for family, (gib, *usd) in GENERAL.items():
         for pairs, size in SIZES.items():
             if size != ABSENT[family]:
-                each = tuple(round(2 * pairs * price, 6) for price in usd)
-                yield Machine(f"{family}.{size}", 2 * pairs, 2 * pairs * gib, 0, each)
+                prices = tuple(round(2 * pairs * price, 6) for price in usd)
+                yield Machine(f"{family}.{size}", 2 * pairs, 2 * pairs * gib, 0, prices)
     for family, sizes in WITH_GPU.items():
         for pairs, (gpus, *usd) in sizes.items():
             yield Machine(f"{family}.{SIZES[pairs]}", 2 * pairs, 8 * pairs, gpus, tuple(usd))
@@ -185,27 +185,27 @@ def with_spot(prices: Iterable[Price]) -> Iterator[Price]:
 
 # %% ../../nbs/costs/prices.ipynb #804a0ec8
 def read_prices(
-    place: str,  # path or URI of {"prices": [{"service": ..., "item": ..., ...}, ...]}
+    uri: str,  # path or URI of {"prices": [{"service": ..., "item": ..., ...}, ...]}
 ) -> list[Price]:
     "The prices in a file. Raises `SettingsError` naming the entry that cannot be read, and `StorageError`."
-    found: list[Price] = []
+    prices: list[Price] = []
     try:
-        entries = json.loads(read_text(place))["prices"]
-        found.extend(Price(**entry) for entry in entries)
+        entries = json.loads(read_text(uri))["prices"]
+        prices.extend(Price(**entry) for entry in entries)
     except (ValueError, KeyError, TypeError, UsageError) as error:
         raise SettingsError(
-            f"The prices in {place} cannot be read; entry {len(found) + 1} is the first that is damaged.",
+            f"The prices in {uri} cannot be read; entry {len(prices) + 1} is the first that is damaged.",
             expected=f'{{"prices": [{{{", ".join(f.name for f in fields(Price))}}}, ...]}}',
             came=error.problem if isinstance(error, UsageError) else f"{type(error).__name__}: {error}",
             todo="correct the file, or delete it to go back to the prices of slml.",
         ) from None
-    return found
+    return prices
 
 # %% ../../nbs/costs/prices.ipynb #f7aa0efc
 def price_region(workspace: Workspace) -> str:
     "The AWS region of a workspace."
-    found = re.match(r"s3://[^/]+-\d{12}-([a-z]+(?:-[a-z]+)+-\d)(?:/|$)", workspace.root)
-    named = found[1] if found else os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    match = re.match(r"s3://[^/]+-\d{12}-([a-z]+(?:-[a-z]+)+-\d)(?:/|$)", workspace.root)
+    named = match[1] if match else os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return named or REGIONS[0]
 
 # %% ../../nbs/costs/prices.ipynb #6d056ea7
@@ -213,18 +213,18 @@ def missing_price_error(
     service: str,
     item: str,
     region: str,
-    known: Iterable[tuple[str, str, str]],  # service, item and region of the prices that there are
-    place: str,  # of the file that could have it
+    priced: Iterable[tuple[str, str, str]],  # service, item and region of the prices that there are
+    uri: str,  # of the file that could have it
 ) -> UsageError:
     "What to say where there is no price."
-    regions = sorted({r for s, i, r in known if (s, i) == (service, item)})
-    items = [i for s, i, r in known if (s, r) == (service, region)]
+    regions = sorted({r for s, i, r in priced if (s, i) == (service, item)})
+    items = [i for s, i, r in priced if (s, r) == (service, region)]
     like = asdict(Price(service, item, region, "hour", 0.1, "your bill", WRITTEN, verified=True))
     return UsageError(
         f"There is no price for {service} {item} in {region}.",
         expected=f"one as in {', '.join(regions)}" if regions else closest(item, items),
         todo=f"fetch it with: slml aws prices refresh --region {region}\n"
-        f'         or add it to {place}: {{"prices": [{json.dumps(like)}]}}',
+        f'         or add it to {uri}: {{"prices": [{json.dumps(like)}]}}',
     )
 
 # %% ../../nbs/costs/prices.ipynb #762b960d
@@ -234,7 +234,7 @@ class PriceBook:
 
     region: str
     prices: Mapping[tuple[str, str, str], Price] = field(repr=False)  # service, item and region -> price
-    place: str = "prices.json"  # where the file is, or would be
+    uri: str = "prices.json"  # where the file is, or would be
 
     @classmethod
     def load(
@@ -243,19 +243,19 @@ class PriceBook:
         region: str = "",  # "": that of the workspace
     ) -> "PriceBook":
         "The prices of a project. Raises `SettingsError` for a file that is damaged."
-        place = workspace.uri("prices.json")
-        own = read_prices(place) if exists(place) else []
+        uri = workspace.uri("prices.json")
+        project_prices = read_prices(uri) if exists(uri) else []
         return cls(
             region or price_region(workspace),
-            {price.key: price for price in (*with_spot(built_in_prices()), *own)},
-            place,
+            {price.key: price for price in (*with_spot(built_in_prices()), *project_prices)},
+            uri,
         )
 
     def save(self) -> None:
         "Write the book to its place, whole or not at all. Raises `StorageError`."
-        write_text(self.place, json.dumps({"prices": [asdict(price) for price in self]}, indent=1))
+        write_text(self.uri, json.dumps({"prices": [asdict(price) for price in self]}, indent=1))
 
-    def updated(self, prices: Iterable[Price]) -> "PriceBook":
+    def with_prices(self, prices: Iterable[Price]) -> "PriceBook":
         "The book with these prices in place of what it had."
         return replace(self, prices={**self.prices, **{price.key: price for price in prices}})
 
@@ -268,10 +268,10 @@ class PriceBook:
 
     def price(self, service: str, item: str) -> Price:
         "The price of something in the book's region. Raises `UsageError` saying how to add it."
-        found = self.find(service, item)
-        if found is None:
-            raise missing_price_error(service, item, self.region, self.prices, self.place)
-        return found
+        price = self.find(service, item)
+        if price is None:
+            raise missing_price_error(service, item, self.region, self.prices, self.uri)
+        return price
 
     def _repr_html_(self) -> str:
         return _page(price for price in self if price.region == self.region)
@@ -299,8 +299,8 @@ def machines_that_fit(
     fits = [m for m in MACHINES if m.cores >= cores and m.gpus >= gpus and m.gib * USABLE >= gib]
     if not fits:
         most = f"{max(m.cores for m in MACHINES)} cores, {max(m.gib for m in MACHINES)} GiB, 8 GPUs"
-        asked = f"{cores} cores, {gib:g} GiB, {gpus} GPUs"
-        raise SubmissionError(f"No machine has {asked}.", expected=f"at most {most}", todo="ask for more nodes.")
+        size = f"{cores} cores, {gib:g} GiB, {gpus} GPUs"
+        raise SubmissionError(f"No machine has {size}.", expected=f"at most {most}", todo="ask for more nodes.")
     return [m for m in fits if m.name.partition(".")[0] in families] or fits
 
 
@@ -313,7 +313,7 @@ def cheapest_machine(
     priced = [(m, p) for m in machines if (p := book.find("ec2", f"{m.name} {market} hour"))]
     if not priced:
         book.price("ec2", f"{machines[0].name} {market} hour")  # which says what is missing
-    return min(priced, key=lambda found: found[1].usd)
+    return min(priced, key=lambda pair: pair[1].usd)
 
 # %% ../../nbs/costs/prices.ipynb #d81219e5
 MIB, TIB = 2**20, 2**40

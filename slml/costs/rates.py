@@ -54,10 +54,10 @@ def ec2_rate(needs: Resources, families: Collection[str], spot: bool, book: Pric
     machines = machines_that_fit(needs.cores, memory, needs.gpus, families)
     machine, price = cheapest_machine(machines, "spot" if spot else "on-demand", book)
     address, disk = book.price("vpc", "public ipv4 hour"), book.price("ebs", "gp3 gib-month")
-    each = {machine.name: price.usd, "disk": DISK["ec2"] * disk.usd / HOURS, "address": address.usd}
+    parts = {machine.name: price.usd, "disk": DISK["ec2"] * disk.usd / HOURS, "address": address.usd}
     count = f"{needs.nodes} x " if needs.nodes > 1 else ""
     where = f"{count}EC2 {machine.name}{' Spot' if spot else ''}"
-    return Rate(where, {name: needs.nodes * usd for name, usd in each.items()}, "ec2", price.verified)
+    return Rate(where, {name: needs.nodes * usd for name, usd in parts.items()}, "ec2", price.verified)
 
 # %% ../../nbs/costs/rates.ipynb #c696b3e9
 def aws_rate(needs: Resources, book: PriceBook) -> Rate:

@@ -63,21 +63,21 @@ class Submission:
 # %% ../../nbs/pipelines/pipeline.ipynb #d46330a4
 def submit_step(
     name: str,
-    found: Submission,  # takes in what becomes of it
-    known: Sequence[Run],  # the runs of before, oldest first
+    submission: Submission,  # takes in what becomes of it
+    earlier_runs: Sequence[Run],  # the runs of before, oldest first
     workspace: Workspace,
 ) -> None:
     "Submit one step behind those that it needs, unless it was done before. Raises what refuses it."
-    step = found.pipeline.steps[name]
-    given = {key: refer_to_runs(value, found.ids) for key, value in step.parameters.items()}
-    call = job(step.notebook, resolve_references(given, found.values, found.done), step.resources)
+    step = submission.pipeline.steps[name]
+    values = {key: refer_to_runs(value, submission.ids) for key, value in step.parameters.items()}
+    call = job(step.notebook, resolve_references(values, submission.values, submission.done), step.resources)
     key = "" if call.deferred else fingerprint(call, workspace)
-    before = find_same_run(key, known, workspace) if key and not step.again else None
-    if before:
-        found.done[name] = before
+    earlier_run = find_same_run(key, earlier_runs, workspace) if key and not step.again else None
+    if earlier_run:
+        submission.done[name] = earlier_run
         return
-    after = [found.ids[other] for other in sorted(needed_steps(step)) if other in found.ids]
-    found.ids[name] = open_runner(workspace).submit(call, key, after, found.pipeline.name)
+    after = [submission.ids[other] for other in sorted(needed_steps(step)) if other in submission.ids]
+    submission.ids[name] = open_runner(workspace).submit(call, key, after, submission.pipeline.name)
 
 # %% ../../nbs/pipelines/pipeline.ipynb #90e83261
 def submit_steps(
@@ -87,21 +87,21 @@ def submit_steps(
     report: Report,
 ) -> Submission:
     "Submit each step of a pipeline that was not done before and can begin once those before it are done."
-    known, found = list_runs(workspace), Submission(pipeline, values)
+    earlier_runs, submission = list_runs(workspace), Submission(pipeline, values)
     for name in step_order(pipeline):
-        missing = sorted(needed_steps(pipeline.steps[name]) & {*found.refused, *found.skipped})
+        missing = sorted(needed_steps(pipeline.steps[name]) & {*submission.refused, *submission.skipped})
         try:
             if missing:
-                found.skipped[name] = f"needs {', '.join(missing)}"
-                report(StepState(name, "skipped", note=found.skipped[name]))
+                submission.skipped[name] = f"needs {', '.join(missing)}"
+                report(StepState(name, "skipped", note=submission.skipped[name]))
             else:
-                submit_step(name, found, known, workspace)
+                submit_step(name, submission, earlier_runs, workspace)
         except SlmlError as error:
-            found.refused[name] = error
+            submission.refused[name] = error
             report(StepState(name, "failed", note=error.problem))
-        if before := found.done.get(name):
+        if before := submission.done.get(name):
             report(StepState(name, "cached", note=f"nothing changed since {before.id}", run=before.id))
-    return found
+    return submission
 
 # %% ../../nbs/pipelines/pipeline.ipynb #b2270a88
 def final_state(
@@ -136,29 +136,29 @@ POLL_SECONDS = 0.5  # seconds between two looks at what goes on
 
 
 def follow_steps(
-    found: Submission,
+    submission: Submission,
     workspace: Workspace,
     report: Report,
 ) -> dict[str, Run]:  # step -> its run, ended
     "Wait for all steps that were submitted, and tell what becomes of them."
-    runner, ended, told = open_runner(workspace), dict(found.done), {}
-    pool = ThreadPoolExecutor(max(1, len(found.ids)))
-    waiting = {pool.submit(runner.wait, id): name for name, id in found.ids.items()}
+    runner, ended, reported = open_runner(workspace), dict(submission.done), {}
+    pool = ThreadPoolExecutor(max(1, len(submission.ids)))
+    waiting = {pool.submit(runner.wait, id): name for name, id in submission.ids.items()}
     try:
         while waiting:
             for future in wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
                 name = waiting.pop(future)
                 ended[name] = future.result()
-                report(final_state(found.pipeline.steps[name], ended))
+                report(final_state(submission.pipeline.steps[name], ended))
             for name in waiting.values():
-                state = current_state(found.pipeline.steps[name], found.ids[name], ended, runner)
-                if state and told.get(name) != state:
-                    told[name] = state
+                state = current_state(submission.pipeline.steps[name], submission.ids[name], ended, runner)
+                if state and reported.get(name) != state:
+                    reported[name] = state
                     report(state)
     except BaseException:  # Ctrl-C above all
-        cancel_runs([found.ids[name] for name in waiting.values()], runner)
+        cancel_runs([submission.ids[name] for name in waiting.values()], runner)
         for name in waiting.values():
-            report(StepState(name, "cancelled", run=found.ids[name]))
+            report(StepState(name, "cancelled", run=submission.ids[name]))
         raise
     finally:
         pool.shutdown(wait=False)
@@ -173,61 +173,61 @@ def cancel_runs(ids: Sequence[str], runner: Runner) -> None:
 # %% ../../nbs/pipelines/pipeline.ipynb #f9f10d78
 def run_pipeline(
     pipeline: Pipeline,
-    given: Mapping[str, object],  # its parameters, as text or with their types
+    arguments: Mapping[str, object],  # its parameters, as text or with their types
     workspace: Workspace,
     report: Report | None = None,  # is told of each change; by default they are shown on stderr
 ) -> PipelineRun:
     "Run a pipeline. Raises `ParameterError` before anything starts, and `PipelineError` where a step failed."
-    values = bind_pipeline(pipeline, given)
+    values = bind_pipeline(pipeline, arguments)
     begin = time.perf_counter()
-    with interruptible(), nullcontext(report) if report else show_progress(list(pipeline.steps)) as tell:
-        found = submit_steps(pipeline, values, workspace, tell)
-        ended = follow_steps(found, workspace, tell)
-    if found.refused or any(run.status != "done" for run in ended.values()):
-        raise failed_steps_error(found, ended)
+    with interruptible(), nullcontext(report) if report else show_progress(list(pipeline.steps)) as report_change:
+        submission = submit_steps(pipeline, values, workspace, report_change)
+        ended = follow_steps(submission, workspace, report_change)
+    if submission.refused or any(run.status != "done" for run in ended.values()):
+        raise failed_steps_error(submission, ended)
     seconds = round(time.perf_counter() - begin, 3)
     runs = {name: ended[name] for name in pipeline.steps}
     summary = resolve_references(dict(pipeline.summary), values, runs)
     summary |= {"runs": {name: run.same_as or run.id for name, run in runs.items()}, "seconds": seconds}
-    cached = {name for name, run in runs.items() if name in found.done or run.same_as}
+    cached = {name for name, run in runs.items() if name in submission.done or run.same_as}
     return PipelineRun(pipeline.name, values, runs, frozenset(cached), seconds, summary)
 
 
 def submit_pipeline(
     pipeline: Pipeline,
-    given: Mapping[str, object],  # its parameters, as text or with their types
+    arguments: Mapping[str, object],  # its parameters, as text or with their types
     workspace: Workspace,
     report: Report | None = None,
 ) -> Submission:
     "Submit a pipeline and do not wait for it. Raises `ParameterError`, and `PipelineError` where a step was refused."
-    values = bind_pipeline(pipeline, given)
-    with nullcontext(report) if report else show_progress(list(pipeline.steps)) as tell:
-        found = submit_steps(pipeline, values, workspace, tell)
-    if found.refused:
-        cancel_runs(list(found.ids.values()), open_runner(workspace))
-        raise failed_steps_error(found, {})
-    return found
+    values = bind_pipeline(pipeline, arguments)
+    with nullcontext(report) if report else show_progress(list(pipeline.steps)) as report_change:
+        submission = submit_steps(pipeline, values, workspace, report_change)
+    if submission.refused:
+        cancel_runs(list(submission.ids.values()), open_runner(workspace))
+        raise failed_steps_error(submission, {})
+    return submission
 
 # %% ../../nbs/pipelines/pipeline.ipynb #f1218c9c
 def failed_steps_error(
-    found: Submission,
+    submission: Submission,
     ended: Mapping[str, Run],  # step -> its run
 ) -> PipelineError:
     "The error that names each failed step, what it said and its executed notebook."
     failed = {name: run for name, run in ended.items() if run.status != "done"}
     skipped = {name for name, run in failed.items() if run.error and run.error.type == "Skipped"}
-    told = [f"The step '{name}' could not start: {error}" for name, error in found.refused.items()]
-    told += [_told(name, run) for name, run in failed.items() if name not in skipped]
+    messages = [f"The step '{name}' could not start: {error}" for name, error in submission.refused.items()]
+    messages += [_step_message(name, run) for name, run in failed.items() if name not in skipped]
     codes = {getattr(run.error, "exit_code", 1) for name, run in failed.items() if name not in skipped}
-    codes |= {error.exit_code for error in found.refused.values()}
-    left = ", ".join(sorted(skipped | set(found.skipped)))
-    todo = "correct it and call again: what is done is not run again" + (f"; not run: {left}" if left else "")
-    error = PipelineError("\n".join(told), todo=f"{todo}.")
+    codes |= {error.exit_code for error in submission.refused.values()}
+    not_run = ", ".join(sorted(skipped | set(submission.skipped)))
+    todo = "correct it and call again: what is done is not run again" + (f"; not run: {not_run}" if not_run else "")
+    error = PipelineError("\n".join(messages), todo=f"{todo}.")
     error.exit_code = 2 if codes == {2} else 1  # a wrong call will fail again, other failures may not
     return error
 
 
-def _told(name: str, run: Run) -> str:
-    said = run.error or Failure("", f"the run was {run.status}")
-    cell = f" in cell {said.cell}" if said.cell else ""
-    return f"The step '{name}' failed{cell}: {said.message}\n  executed notebook: {run.executed}"
+def _step_message(name: str, run: Run) -> str:
+    failure = run.error or Failure("", f"the run was {run.status}")
+    cell = f" in cell {failure.cell}" if failure.cell else ""
+    return f"The step '{name}' failed{cell}: {failure.message}\n  executed notebook: {run.executed}"

@@ -55,16 +55,16 @@ def load_pipeline(
 ) -> Pipeline:  # checked
     "Read and check a pipeline. Raises `PipelineError` with all that is wrong, or `StorageError`."
     try:
-        found = yaml.safe_load(read_text(str(file)))
+        content = yaml.safe_load(read_text(str(file)))
     except yaml.YAMLError as error:
         raise pipeline_error(file, [" ".join(str(error).split())]) from None
-    if not isinstance(found, dict) or not isinstance(found.get("steps"), dict):
+    if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
         raise pipeline_error(file, ["there are no steps"])
-    problems = [*_keys("the pipeline", found, ("name", "parameters", "steps", "summary", "help"))]
+    problems = [*_keys("the pipeline", content, ("name", "parameters", "steps", "summary", "help"))]
     folder = Path(file).resolve().parent
-    steps = {name: _step(name, raw or {}, folder, problems) for name, raw in found["steps"].items()}
-    parameters = {n: _parameter(n, raw or {}, problems) for n, raw in (found.get("parameters") or {}).items()}
-    pipeline = Pipeline(found.get("name", Path(file).stem), parameters, steps, found.get("summary") or {})
+    steps = {name: _step(name, raw or {}, folder, problems) for name, raw in content["steps"].items()}
+    parameters = {n: _parameter(n, raw or {}, problems) for n, raw in (content.get("parameters") or {}).items()}
+    pipeline = Pipeline(content.get("name", Path(file).stem), parameters, steps, content.get("summary") or {})
     problems += find_problems(pipeline)
     if problems:
         raise pipeline_error(file, problems)
@@ -81,14 +81,15 @@ def pipeline_error(file: str | Path, problems: list[str]) -> PipelineError:
     return error
 
 # %% ../../nbs/pipelines/plan.ipynb #95aee8a3
-def _keys(what: str, raw: object, known: tuple[str, ...]) -> Iterator[str]:
+def _keys(part: str, raw: object, allowed: tuple[str, ...]) -> Iterator[str]:
     "A problem for each key that has no meaning."
     if not isinstance(raw, Mapping):
-        yield f"{what} is {raw!r}, and should be a mapping with {', '.join(known)}"
+        yield f"{part} is {raw!r}, and should be a mapping with {', '.join(allowed)}"
         return
     for name in raw:
-        if name not in known:
-            yield f"{what} has an unknown key '{name}': {closest(str(name), known) or 'known are ' + ', '.join(known)}"
+        if name not in allowed:
+            hint = closest(str(name), allowed) or f"known are {', '.join(allowed)}"
+            yield f"{part} has an unknown key '{name}': {hint}"
 
 # %% ../../nbs/pipelines/plan.ipynb #92e50492
 def _parameter(name: str, raw: Mapping, problems: list[str]) -> Parameter:
@@ -158,54 +159,54 @@ def step_order(pipeline: Pipeline) -> list[str]:
     return list(TopologicalSorter(graph).static_order())
 
 # %% ../../nbs/pipelines/plan.ipynb #9985e322
-def _reference_problems(what: str, value: object, pipeline: Pipeline) -> Iterator[str]:
+def _reference_problems(part: str, value: object, pipeline: Pipeline) -> Iterator[str]:
     "A problem for each reference to a parameter or step that there is not."
     for reference in find_references(value):
         name, dot, _ = reference.partition(".")
-        known = pipeline.steps if dot else pipeline.parameters
-        if name not in known:
+        names = pipeline.steps if dot else pipeline.parameters
+        if name not in names:
             kind = "step" if dot else "parameter"
-            yield f"{what} refers to the {kind} '{name}', which there is not. {closest(name, known)}".strip()
+            yield f"{part} refers to the {kind} '{name}', which there is not. {closest(name, names)}".strip()
 
 # %% ../../nbs/pipelines/plan.ipynb #38403798
 def _step_problems(step: Step, pipeline: Pipeline) -> Iterator[str]:
     "What is wrong with one step."
-    what = f"step '{step.name}'"
-    yield from _reference_problems(what, step.parameters, pipeline)
-    yield from (f"{what} is after '{n}', which there is not" for n in step.after if n not in pipeline.steps)
+    part = f"step '{step.name}'"
+    yield from _reference_problems(part, step.parameters, pipeline)
+    yield from (f"{part} is after '{n}', which there is not" for n in step.after if n not in pipeline.steps)
     if step.again and any("." in reference for reference in find_references(step.parameters)):
-        yield f"{what} is to run again at every call, and uses what other steps hand on; these decide whether it runs"
+        yield f"{part} is to run again at every call, and uses what other steps hand on; these decide whether it runs"
     if not step.notebook:  # an unknown job, which is a problem already
         return
     try:
-        yield from (f"{what}: {problem}" for problem in _value_problems(step, read_parameters(step.notebook)))
+        yield from (f"{part}: {problem}" for problem in _value_problems(step, read_parameters(step.notebook)))
     except (JobError, StorageError) as error:
-        yield f"{what}: {error.problem}"
+        yield f"{part}: {error.problem}"
 
 # %% ../../nbs/pipelines/plan.ipynb #1f8324cd
-def _value_problems(step: Step, known: Mapping[str, Parameter]) -> Iterator[str]:
+def _value_problems(step: Step, declared: Mapping[str, Parameter]) -> Iterator[str]:
     "What is wrong with the values of one step, as far as they are known."
     for name, value in step.parameters.items():
-        if name not in known:
-            yield f"{Path(step.notebook).name} does not declare '{name}'. {closest(name, known)}".strip()
+        if name not in declared:
+            yield f"{Path(step.notebook).name} does not declare '{name}'. {closest(name, declared)}".strip()
         elif not list(find_references(value)):
             try:
-                parse_value(known[name], value)
+                parse_value(declared[name], value)
             except ValueError as error:
                 yield str(error)
-    yield from (f"{n} is required" for n, p in known.items() if p.default is REQUIRED and n not in step.parameters)
+    yield from (f"{n} is required" for n, p in declared.items() if p.default is REQUIRED and n not in step.parameters)
 
 # %% ../../nbs/pipelines/plan.ipynb #c65b00f9
 def bind_pipeline(
     pipeline: Pipeline,
-    given: Mapping[str, object],  # as text, or with their types
+    arguments: Mapping[str, object],  # as text, or with their types
 ) -> dict[str, Value]:
     "The values of a pipeline's parameters. Raises `ParameterError`, and `PipelineError` where a step cannot take one."
-    values = bind(pipeline.parameters, given, f"the pipeline {pipeline.name}")
+    values = bind(pipeline.parameters, arguments, f"the pipeline {pipeline.name}")
     problems = []
     for step in pipeline.steps.values():
-        known = {n: v for n, v in step.parameters.items() if not any("." in r for r in find_references(v))}
-        filled = Step(step.name, step.notebook, {**step.parameters, **resolve_references(known, values, {})})
+        known_values = {n: v for n, v in step.parameters.items() if not any("." in r for r in find_references(v))}
+        filled = Step(step.name, step.notebook, {**step.parameters, **resolve_references(known_values, values, {})})
         problems += [f"step '{step.name}': {p}" for p in _value_problems(filled, read_parameters(step.notebook))]
     if problems:
         raise pipeline_error(pipeline.name, problems)

@@ -34,10 +34,12 @@ def combinations(
     "Every combination of the values, the last parameter changing fastest. Raises `UsageError`."
     if empty := [name for name, tried in values.items() if not tried]:
         raise UsageError(f"There is no value to try for {', '.join(empty)}.", expected="name=value,value,...")
-    found = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-    if len(found) > MOST_RUNS:
-        raise UsageError("This sweep is too large.", expected=f"at most {MOST_RUNS:,} runs", came=f"{len(found):,}")
-    return found
+    chosen_values = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    if len(chosen_values) > MOST_RUNS:
+        raise UsageError(
+            "This sweep is too large.", expected=f"at most {MOST_RUNS:,} runs", came=f"{len(chosen_values):,}"
+        )
+    return chosen_values
 
 # %% ../../nbs/pipelines/sweep.ipynb #21c32ba5
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ def rank_runs(
     metric: str = "",  # by default the first that a run has recorded
 ) -> Sweep:
     "The runs of a sweep by their metric, those without one last. Raises `UsageError` for a metric that no run has."
-    known = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    if metric and known and metric not in known:
-        hint = closest(metric, known)
-        raise UsageError(f"No run has recorded '{metric}'.", expected=", ".join(known), todo=hint)
-    metric = metric or next(iter(known), "")
+    metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    if metric and metrics and metric not in metrics:
+        hint = closest(metric, metrics)
+        raise UsageError(f"No run has recorded '{metric}'.", expected=", ".join(metrics), todo=hint)
+    metric = metric or next(iter(metrics), "")
     best = sorted(runs, key=lambda run: math.inf if run.metrics.get(metric) is None else run.metrics[metric])
     return Sweep(metric, tuple(tried), tuple(best))
 

@@ -293,7 +293,7 @@ def test_another_project_joins_and_the_first_stays(cloud: None) -> None:
 
 def test_the_same_again_is_nothing_to_change(cloud: None) -> None:
     stack.deploy_stack(plan_stack("slml", ["taxi"]), nothing)
-    again = plan_stack("slml", given=dict(stack.stack_status("slml").stack.parameters))
+    again = plan_stack("slml", values=dict(stack.stack_status("slml").stack.parameters))
     assert again.changes == ()
     assert "nothing to change" in str(again)
     assert stack.deploy_stack(again, nothing).state == "CREATE_COMPLETE"
@@ -325,7 +325,7 @@ def test_destroy_keeps_the_data_and_a_new_stack_finds_it(cloud: None) -> None:
     glue.create_table(DatabaseName="taxi", TableInput={"Name": "trips"})
     said: list[str] = []
     assert "MLflow of taxi" in str(stack.stack_losses("slml").lost)
-    stack.destroy_stack("slml", say=said.append)
+    stack.destroy_stack("slml", echo=said.append)
     assert f"keeps the bucket {BUCKET}, which is not empty" in said
     assert "keeps the database taxi" in said
     with pytest.raises(UsageError):
@@ -341,15 +341,15 @@ def test_destroy_with_the_data_leaves_nothing(cloud: None) -> None:
     for text in (b"1", b"2"):
         s3.put_object(Bucket=BUCKET, Key="taxi/x", Body=text)
     s3.delete_object(Bucket=BUCKET, Key="taxi/x")
-    assert stack.stack_losses("slml", data=True).kept == ()
-    stack.destroy_stack("slml", data=True, say=nothing)
+    assert stack.stack_losses("slml", data=True).preserved == ()
+    stack.destroy_stack("slml", data=True, echo=nothing)
     assert s3.list_buckets()["Buckets"] == []
     assert boto3.client("glue").get_databases()["DatabaseList"] == []
 
 
 def test_destroy_of_a_stack_that_was_never_used_leaves_nothing(cloud: None) -> None:
     stack.deploy_stack(plan_stack("slml", ["taxi"]), nothing)
-    stack.destroy_stack("slml", say=nothing)
+    stack.destroy_stack("slml", echo=nothing)
     assert boto3.client("s3").list_buckets()["Buckets"] == []
 
 

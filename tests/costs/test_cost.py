@@ -328,7 +328,7 @@ def test_a_job_that_would_pass_the_budget_is_refused(workspace: Workspace) -> No
     expected = estimate(job, runs, BOOK)  # 1.40 USD, by all four
     assert check_budget(workspace, runs, expected, moment=NOON).budget is None  # none is set
     set_budget(workspace, 4.20)
-    assert check_budget(workspace, runs, expected, moment=NOON).left == pytest.approx(1.4)
+    assert check_budget(workspace, runs, expected, moment=NOON).remaining == pytest.approx(1.4)
     set_budget(workspace, 4.19)
     with pytest.raises(BudgetError) as caught:
         check_budget(workspace, runs, expected, moment=NOON)
@@ -433,7 +433,7 @@ def test_of_many_submitted_at_once_just_as_many_pass_as_the_budget_holds(workspa
         limit.wait(20)
         runs = list_runs(workspace)
         try:
-            check_budget(workspace, runs, estimate(job, runs, BOOK), own=run.id)
+            check_budget(workspace, runs, estimate(job, runs, BOOK), own_runs=run.id)
             passed.append(run.id)
         except BudgetError:
             pass

@@ -295,14 +295,14 @@ def test_a_plan_changes_nothing_and_says_what_callers_will_get(workspace: Worksp
 
 
 def test_settings_stay_until_they_are_changed(workspace: Workspace, put: Callable) -> None:
-    put("fare@1", given={"Concurrency": "5", "Memory": "3538", "Share": "20"})
-    found = put("fare@2", 10, given={"Warm": "2"})
+    put("fare@1", settings={"Concurrency": "5", "Memory": "3538", "Share": "20"})
+    found = put("fare@2", 10, settings={"Warm": "2"})
     assert found.stack.parameters["Concurrency"] == "5"
     assert (found.service.canary.memory, found.service.canary.share) == (3538, 20)
     assert found.facts()["kept warm"] == 0, "not while there is a canary"
     assert put("fare@2").facts()["kept warm"] == "2"
     with pytest.raises(UsageError, match="did you mean 'Memory'"):
-        deploy.plan_deploy("fare@2", workspace, given={"Memry": "1"})
+        deploy.plan_deploy("fare@2", workspace, settings={"Memry": "1"})
 
 
 def test_a_key_is_never_shown_and_a_new_one_is_another_release(workspace: Workspace, put: Callable) -> None:
