@@ -33,7 +33,7 @@ from .bundle import TOLERANCE, Bundle, Lineage
 
 # %% ../../nbs/registry/export.ipynb #70c3f6d7
 class Positional(nn.Module):
-    "A model whose named inputs come one by one."
+    "A model that takes its named inputs by position."
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Positional(nn.Module):
 # %% ../../nbs/registry/export.ipynb #3ebe7799
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    "Keep the exporter's notes about itself from the reader."
+    "Suppress the messages of the exporter."
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -64,7 +64,7 @@ def _rename_inputs(
     program: torch.onnx.ONNXProgram,
     names: list[str],  # of the inputs
 ) -> bytes:
-    "The graph with its inputs called after the model's inputs."
+    "The graph with its inputs named as the model's inputs."
     graph = program.model.graph
     for node in graph.all_nodes():
         node.metadata_props.clear()
@@ -164,7 +164,7 @@ def predict_torch(
     encoder: Encoder,
     table: pa.Table,  # raw rows
 ) -> np.ndarray:  # (n,) or (n, classes), float32
-    "What the trained model itself predicts."
+    "The predictions of the trained model."
     training = model.training
     try:
         return model.eval()(_tensors(encoder, table)).numpy()
@@ -184,7 +184,7 @@ def check_parity(
     sample: pa.Table,  # raw rows
     tolerance: float = TOLERANCE,  # relative
 ) -> float:  # the largest relative difference
-    "Hold a bundle against its model. Raises `RegistryError` saying where and how far they differ."
+    "Compare a bundle with its model. Raises `RegistryError` saying where and how far they differ."
     return bundles.agree(sample, predict_torch(model, encoder, sample), bundle.predict(sample), tolerance)
 
 # %% ../../nbs/registry/export.ipynb #d159dfeb
@@ -197,7 +197,7 @@ def _parity_rows(sample: pa.Table, model: nn.Module, encoder: Encoder) -> pa.Tab
 
 # %% ../../nbs/registry/export.ipynb #c4c821a3
 def _check_finite(rows: pa.Table, predicted: np.ndarray) -> None:
-    "Raises `RegistryError` for a row that the model has no answer for."
+    "Raises `RegistryError` for a row with a prediction that is no number."
     good = np.isfinite(predicted).reshape(len(predicted), -1).all(axis=1)
     if not good.all():
         row = int(good.argmin())
