@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from .columns import Column, Data
 from .display import contract_html, contract_text
 from .features import AnyFeature, Feature
-from .rules import AnyRule, Expression, NotNull, ParsesAs, Rule, Unique
+from .rules import AnyRule, Expression, NotNull, Ordered, ParsesAs, Rule, Unique
 from ..errors import ContractError, closest
 from ..storage import read_text, write_text
 
@@ -164,9 +164,27 @@ def _check_types(contract: Contract) -> None:
             f"The target '{contract.target}' is {types[contract.target]}; regression needs a number.",
             todo="give the column type float, or choose binary or multiclass.",
         )
+    for rule in contract.rules:
+        if not isinstance(rule, Expression):
+            _check_rule(rule, types)
     for feature in contract.features:
         for name in feature.columns:
             _check_feature(contract, feature, name, types[name])
+
+# %% ../../nbs/contract/contract.ipynb #aa17f5ce
+_FAMILIES = {"int": "number", "float": "number", "bool": "number", "text": "text", "date": "time", "timestamp": "time"}
+
+
+def _check_rule(rule: Rule, types: Mapping[str, str]) -> None:
+    "Raises ContractError where a rule cannot read the type of a column, or compares what cannot be compared."
+    for name in rule.columns:
+        if types[name] not in rule.accepts:
+            raise ContractError(
+                f"The rule '{rule.name}' cannot read '{name}'.", expected=" or ".join(rule.accepts), came=types[name]
+            )
+    if isinstance(rule, Ordered) and len({_FAMILIES[types[name]] for name in rule.columns}) > 1:
+        came = " and ".join(types[name] for name in rule.columns)
+        raise ContractError(f"The columns of '{rule.name}' cannot be compared.", came=came)
 
 # %% ../../nbs/contract/contract.ipynb #134262e4
 def _check_feature(contract: Contract, feature: Feature, name: str, column_type: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .columns import Data, Type
+from .columns import TYPES, Data, Type
 from ..errors import ContractError
 
 # %% ../../nbs/contract/rules.ipynb #1bfc13b0
@@ -30,6 +30,7 @@ class Rule(Data):
     "One check of a row; a row with a null in it breaks only `NotNull`."
 
     letter: ClassVar[str]  # a key of LETTERS
+    accepts: ClassVar[tuple[str, ...]] = TYPES  # of the columns that it reads
     name: str = ""  # by which a ledger counts the violations
     reason: str = ""  # why the rule is as it is
 
@@ -118,7 +119,8 @@ class OneOf(OneColumn):
 # %% ../../nbs/contract/rules.ipynb #e7844194
 # Escaped characters and classes, in which any sign may stand for itself.
 _LITERAL = re.compile(r"\\[^1-9ZuUN]|\[\^?\]?(?:\\.|[^\]\\])*\]")
-_NOT_IN_RE2 = re.compile(r"\(\?(?:[=!>#(]|<[=!]|P=|[a-z]*[xauL])|\\[1-9ZuUN]|[*+?}]\+")
+_NOT_IN_RE2 = re.compile(r"\(\?(?:[=!>#(]|<[=!]|P=|[a-z]*[xauL])|\\[1-9ZuUN]|[*+?}]\+|\{,\d+\}")
+_POSIX_CLASS = re.compile(r"\[:\w+:\]")
 
 
 def _check_pattern(rule: Any) -> Any:
@@ -129,10 +131,10 @@ def _check_pattern(rule: Any) -> Any:
         raise ContractError(
             f"The pattern of '{rule.name}' is not a regular expression: {error}.", came=rule.pattern
         ) from None
-    if unsupported := _NOT_IN_RE2.search(_LITERAL.sub("x", rule.pattern)):
+    if unsupported := _NOT_IN_RE2.search(_LITERAL.sub("x", rule.pattern)) or _POSIX_CLASS.search(rule.pattern):
         raise ContractError(
-            f"The pattern of '{rule.name}' uses '{unsupported.group()}', which engines cannot run.",
-            expected="a regular expression of RE2, without look-around and backreferences",
+            f"The pattern of '{rule.name}' uses '{unsupported.group()}', which engines cannot run, or read otherwise.",
+            expected="a regular expression of RE2, without look-around and backreferences, {,n} and [[:alpha:]]",
             came=rule.pattern,
             todo="write it without, as two rules, or as an Expression.",
         )
@@ -143,6 +145,7 @@ class Matches(OneColumn):
     "The whole text matches a regular expression."
 
     letter = "V"
+    accepts: ClassVar[tuple[str, ...]] = ("text", "int")  # a number as it is written
     kind: Literal["matches"] = "matches"
     pattern: str
 
@@ -187,6 +190,7 @@ class InsideBox(Rule):
     "The point lies within a box of degrees, its edges included."
 
     letter = "A"
+    accepts: ClassVar[tuple[str, ...]] = ("int", "float")
     kind: Literal["inside_box"] = "inside_box"
     latitude: str  # column
     longitude: str  # column
@@ -254,6 +258,7 @@ class SameFormat(OneColumn):
     "The whole text is written in one way, given as a regular expression."
 
     letter = "U"
+    accepts: ClassVar[tuple[str, ...]] = ("text", "int")  # a number as it is written
     kind: Literal["same_format"] = "same_format"
     pattern: str
 
@@ -266,6 +271,7 @@ class SameUnit(OneColumn):
     "The value is within two factors of another column's, as it is when both have the expected units."
 
     letter = "U"
+    accepts: ClassVar[tuple[str, ...]] = ("int", "float")
     kind: Literal["same_unit"] = "same_unit"
     other: str  # column
     low: float  # least value of column / other

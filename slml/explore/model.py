@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from .. import display
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import ContractError, RegistryError, closest
 from .evaluation import Evaluation, evaluate_model
 from .tables import ArrowStream, arrow_table, is_pandas
@@ -30,7 +30,7 @@ from ..registry.versions import Version, register
 from ..runs.run import Run
 from ..sampling.sample import sample
 from ..sampling.split import Split
-from ..serving.arrow import typed
+from ..serving.arrow import typed_columns
 from ..serving.check import over_http
 from ..serving.request import Reader, Terms
 from ..tables.catalog import Catalog, Snapshot
@@ -58,7 +58,7 @@ def contract_rows(
                 todo=closest(name, map(str, names)) or "add that column; empty values are allowed.",
             )
     terms = msgspec.json.decode(contract.to_json(), type=Terms)
-    table, faults = typed(arrow_table(frame, columns), Reader(terms, columns, strict=False))
+    table, faults = typed_columns(arrow_table(frame, columns), Reader(terms, columns, strict=False))
     if faults:
         raise ContractError(
             f"{len(faults)} values of the frame are not what the contract '{contract.name}' says.",

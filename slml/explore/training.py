@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ..contract import Contract
+from ..contract.contract import Contract
 from ..errors import UsageError
 from .model import TrainedModel
 from ..features.encoder import Encoder

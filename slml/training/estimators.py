@@ -21,7 +21,9 @@ from sklearn.utils import Tags, assert_all_finite, check_array, check_consistent
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from ..contract import AnyFeature, Category, Column, Contract, Distance, Numeric, TimeParts
+from ..contract.columns import Column
+from ..contract.contract import Contract
+from ..contract.features import AnyFeature, Category, Distance, Numeric, TimeParts
 from ..errors import TrainingError, UsageError
 from ..features.encoder import Batch, Encoder
 from ..models.model import build_model
