@@ -159,7 +159,7 @@ def results(folder: str, name: object) -> list:
     return [torch.load(f"{folder}/{name}-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def said(folder: str, name: str) -> list[str]:
+def messages_of(folder: str, name: str) -> list[str]:
     "What both processes failed with."
     return [Path(folder, f"{name}-{rank}.txt").read_text() for rank in range(2)]
 
@@ -200,19 +200,21 @@ def test_one_process_goes_on_where_two_stopped(together):
 
 
 def test_an_error_in_one_rank_is_known_to_the_other(together):
-    first, second = said(together, "error")
+    first, second = messages_of(together, "error")
     assert "came: process 1: ValueError: a bad row" in first
     assert second == "ValueError a bad row"
 
 
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(together):
-    assert said(together, "asked") == ["SystemExit 143"] * 2
+    assert messages_of(together, "asked") == ["SystemExit 143"] * 2
     state = torch.load(f"{together}/asked.pt", weights_only=True)["state"]
     assert (state["epoch"], state["batch"]) == (1, 4)
 
 
-def test_ranks_that_train_something_else_are_told(together):
-    for message, came in zip(said(together, "other"), ("seed 0 (was: seed 1)", "seed 1 (was: seed 0)"), strict=True):
+def test_ranks_that_train_something_else_are_refused(together):
+    for message, came in zip(
+        messages_of(together, "other"), ("seed 0 (was: seed 1)", "seed 1 (was: seed 0)"), strict=True
+    ):
         assert "run different trainings" in message
         assert came in message
 

@@ -89,8 +89,8 @@ def test_it_learns_from_all_of_them(trips, fare):
 )
 def test_classes_keep_their_names_and_order(labels, stored):
     rng = np.random.default_rng(0)
-    place = rng.integers(0, len(labels), 200)
-    y, X = np.array(labels)[place], place[:, None] + rng.normal(0, 0.05, (200, 1))
+    index = rng.integers(0, len(labels), 200)
+    y, X = np.array(labels)[index], index[:, None] + rng.normal(0, 0.05, (200, 1))
     model = SlmlClassifier(width=16).fit(X, y)
     assert model.classes_.tolist() == labels
     assert model.encoder_.target.classes == stored

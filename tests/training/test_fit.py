@@ -74,26 +74,26 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("steps", [2, 16, 21, 31])
-def test_going_on_after_a_kill_gives_the_same_weights(folder, steps):
+def test_a_killed_training_goes_on_to_the_same_weights(folder, steps):
     "Killed without a warning, so that only the last regular checkpoint is there."
-    place = f"{folder}/checkpoint.pt"
+    uri = f"{folder}/checkpoint.pt"
 
     class Dying(Loader):
-        seen = 0
+        batches_read = 0
 
         def iter_epoch(self, epoch, start=0, share=slice):
             for batch in super().iter_epoch(epoch, start, share):
-                Dying.seen += 1
-                if Dying.seen > steps:
+                Dying.batches_read += 1
+                if Dying.batches_read > steps:
                     raise KilledError
                 yield batch
 
     model, dying, _ = made(folder, Dying)
     _, _, valid = made(folder)
     with pytest.raises(KilledError):
-        fit(model, dying, valid, epochs=3, checkpoint=place, checkpoint_steps=5, progress=False)
+        fit(model, dying, valid, epochs=3, checkpoint=uri, checkpoint_steps=5, progress=False)
     resumed, train, valid = made(folder)
-    fit(resumed, train, valid, epochs=3, checkpoint=place, checkpoint_steps=5, progress=False)
+    fit(resumed, train, valid, epochs=3, checkpoint=uri, checkpoint_steps=5, progress=False)
     undisturbed, train, valid = made(folder)
     fit(undisturbed, train, valid, epochs=3, progress=False)
     assert same(resumed, undisturbed)
@@ -118,7 +118,7 @@ def test_sigterm_saves_the_checkpoint_and_ends_the_process(folder):
 
 
 def test_ctrl_c_saves_the_last_step_and_goes_on_from_there(folder):
-    place = f"{folder}/checkpoint.pt"
+    uri = f"{folder}/checkpoint.pt"
 
     class Pressed(Loader):
         def iter_epoch(self, epoch, start=0, share=slice):
@@ -130,32 +130,32 @@ def test_ctrl_c_saves_the_last_step_and_goes_on_from_there(folder):
     model, pressed, _ = made(folder, Pressed)
     _, train, valid = made(folder)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, pressed, valid, epochs=3, checkpoint=place, progress=False)
-    state = torch.load(place, weights_only=True)["state"]
+        fit(model, pressed, valid, epochs=3, checkpoint=uri, progress=False)
+    state = torch.load(uri, weights_only=True)["state"]
     assert (state["epoch"], state["batch"]) == (1, 5)  # the step in which it came was finished
     resumed, undisturbed = made(folder)[0], made(folder)[0]
-    fit(resumed, train, valid, epochs=3, checkpoint=place, progress=False)
+    fit(resumed, train, valid, epochs=3, checkpoint=uri, progress=False)
     fit(undisturbed, train, valid, epochs=3, progress=False)
     assert same(resumed, undisturbed)
 
 
 def test_a_finished_training_is_not_repeated(folder):
-    place = f"{folder}/checkpoint.pt"
+    uri = f"{folder}/checkpoint.pt"
     model, train, valid = made(folder)
-    first = fit(model, train, valid, epochs=2, checkpoint=place, progress=False)
+    first = fit(model, train, valid, epochs=2, checkpoint=uri, progress=False)
     again, train, valid = made(folder)
-    second = fit(again, train, valid, epochs=2, checkpoint=place, progress=False)
+    second = fit(again, train, valid, epochs=2, checkpoint=uri, progress=False)
     assert second.valid == first.valid
     assert second.lasted == first.lasted
     assert same(model, again)
 
 
 def test_the_checkpoint_of_another_training_is_refused(folder):
-    place = f"{folder}/checkpoint.pt"
+    uri = f"{folder}/checkpoint.pt"
     model, train, valid = made(folder)
-    fit(model, train, valid, epochs=1, checkpoint=place, progress=False)
+    fit(model, train, valid, epochs=1, checkpoint=uri, progress=False)
     with pytest.raises(TrainingError, match=r"learning_rate 0\.5"):
-        fit(made(folder)[0], train, valid, epochs=1, learning_rate=0.5, checkpoint=place, progress=False)
+        fit(made(folder)[0], train, valid, epochs=1, learning_rate=0.5, checkpoint=uri, progress=False)
 
 
 def test_a_loss_that_is_no_number_says_where_and_what_to_try(folder):
@@ -190,8 +190,8 @@ def test_california_housing(shared_data):
     order = np.random.default_rng(0).permutation(rows.num_rows)
     cuts = [round(0.64 * len(order)), round(0.8 * len(order))]
     parts = {}
-    for name, places in zip(("train", "valid", "test"), np.split(order, cuts), strict=True):
-        parts[name] = rows.take(pa.array(places))
+    for name, indices in zip(("train", "valid", "test"), np.split(order, cuts), strict=True):
+        parts[name] = rows.take(pa.array(indices))
     encoder = Encoder.fit(parts["train"], rules)
     sources = {name: InMemory(encoder(part)) for name, part in parts.items()}
     model = build_model(rules, encoder, encoder(parts["train"]))

@@ -92,8 +92,8 @@ def test_the_order_follows_from_seed_and_epoch(files, buffer_rows: int) -> None:
     used = Loader(files, WRAPPED, encode, 64, buffer_rows=buffer_rows)
     assert trips(used.iter_epoch(1)) != first
     assert trips(used.iter_epoch(0)) == first, "it does not depend on the epochs before"
-    places = np.argsort(first)
-    assert abs(np.corrcoef(places, np.arange(len(places)))[0, 1]) < 0.1, "shuffled"
+    indices = np.argsort(first)
+    assert abs(np.corrcoef(indices, np.arange(len(indices)))[0, 1]) < 0.1, "shuffled"
 
 
 @PARTS
@@ -137,9 +137,13 @@ def test_only_row_groups_of_the_part_are_read(files) -> None:
 
 
 def test_only_the_columns_asked_for_are_read(files) -> None:
-    seen = set()
-    list(Loader(files, TIMED, lambda rows: seen.update(rows.schema.names) or encode(rows), columns=["trip"]).in_order())
-    assert seen == {"trip", "begun"}
+    columns_read = set()
+    list(
+        Loader(
+            files, TIMED, lambda rows: columns_read.update(rows.schema.names) or encode(rows), columns=["trip"]
+        ).in_order()
+    )
+    assert columns_read == {"trip", "begun"}
 
 
 def test_files_without_statistics_are_filtered_all_the_same(table, tmp_path) -> None:

@@ -17,20 +17,20 @@ KEYS = ["constant", "linear", "hist_gradient_boosting"]
 
 
 def test_regression_by_hand() -> None:
-    found = measure("regression", np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 3, 8]))
-    assert found == {"rmse": 2.0, "mae": 1.0, "median_ae": 0.0, "bias": 1.0, "r2": pytest.approx(1 - 16 / 5)}
+    measured = measure("regression", np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 3, 8]))
+    assert measured == {"rmse": 2.0, "mae": 1.0, "median_ae": 0.0, "bias": 1.0, "r2": pytest.approx(1 - 16 / 5)}
 
 
 def test_classes_by_hand() -> None:
-    found = measure("binary", [1, 0, 1, 0], [0.9, 0.2, 0.4, 0.6])
-    assert found["accuracy"] == found["error"] == 0.5
-    assert found["auc"] == 0.75
-    assert found["log_loss"] == pytest.approx(-np.log([0.9, 0.8, 0.4, 0.4]).mean())
-    assert found["brier"] == pytest.approx(np.mean([0.01, 0.04, 0.36, 0.36]))
-    found = measure("multiclass", [0, 1, 2], [[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.6, 0.2, 0.2]])
-    assert found["accuracy"] == pytest.approx(2 / 3)
-    assert found["log_loss"] == pytest.approx(-np.log([0.8, 0.5, 0.2]).mean())
-    assert found["f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    measured = measure("binary", [1, 0, 1, 0], [0.9, 0.2, 0.4, 0.6])
+    assert measured["accuracy"] == measured["error"] == 0.5
+    assert measured["auc"] == 0.75
+    assert measured["log_loss"] == pytest.approx(-np.log([0.9, 0.8, 0.4, 0.4]).mean())
+    assert measured["brier"] == pytest.approx(np.mean([0.01, 0.04, 0.36, 0.36]))
+    measured = measure("multiclass", [0, 1, 2], [[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.6, 0.2, 0.2]])
+    assert measured["accuracy"] == pytest.approx(2 / 3)
+    assert measured["log_loss"] == pytest.approx(-np.log([0.8, 0.5, 0.2]).mean())
+    assert measured["f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 def test_both_shapes_of_a_binary_prediction_mean_the_same() -> None:
@@ -49,9 +49,9 @@ def test_every_metric_is_a_plain_number_and_nothing_warns() -> None:
             ("binary", [0, 1], np.array([0.1, 0.7], np.float32)),
             ("multiclass", [0, 2], np.float32([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]])),
         ):
-            found = measure(task, target, prediction)
-            assert headline(task) in found
-            assert all(type(value) is float and np.isfinite(value) for value in found.values()), found
+            measured = measure(task, target, prediction)
+            assert headline(task) in measured
+            assert all(type(value) is float and np.isfinite(value) for value in measured.values()), measured
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_slices_cover_every_row_and_show_the_bad_corner() -> None:
     random = np.random.default_rng(0)
     slices = pd.Series(random.choice(["day", "night", None], 1_000), name="when", index=range(5, 1_005))
     target = random.normal(size=1_000)
-    found = slice_metrics("regression", target, target + 3.0 * (slices == "night").to_numpy(), slices)
-    assert found.index.tolist() == ["day", "night", "missing"]
-    assert found.index.name == "when"
-    assert found.rows.sum() == 1_000
-    assert found.rmse.tolist() == pytest.approx([0, 3, 0])
+    measured = slice_metrics("regression", target, target + 3.0 * (slices == "night").to_numpy(), slices)
+    assert measured.index.tolist() == ["day", "night", "missing"]
+    assert measured.index.name == "when"
+    assert measured.rows.sum() == 1_000
+    assert measured.rmse.tolist() == pytest.approx([0, 3, 0])
     assert (
         slice_metrics("binary", (target > 0).astype(int), np.full(1_000, 0.5), slices)["error"].between(0.3, 0.7).all()
     )
@@ -161,28 +161,28 @@ def test_baselines_take_any_column_and_are_the_same_every_time(mixed: pd.DataFra
     before = mixed.copy()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = baselines(task, train, test, seed=1)
-    assert list(found) == KEYS == list(found.seconds)
-    assert found == baselines(task, train, test, seed=1)
-    assert found["linear"][headline(task)] < 0.7 * found["constant"][headline(task)]
-    assert found["hist_gradient_boosting"][headline(task)] < 0.7 * found["constant"][headline(task)]
+        measured = baselines(task, train, test, seed=1)
+    assert list(measured) == KEYS == list(measured.seconds)
+    assert measured == baselines(task, train, test, seed=1)
+    assert measured["linear"][headline(task)] < 0.7 * measured["constant"][headline(task)]
+    assert measured["hist_gradient_boosting"][headline(task)] < 0.7 * measured["constant"][headline(task)]
     pd.testing.assert_frame_equal(mixed, before)
-    assert "linear" in found._repr_html_()
+    assert "linear" in measured._repr_html_()
 
 
 def test_baselines_meet_categories_and_classes_that_training_lacks() -> None:
     train = pd.DataFrame({"word": list("ab") * 50})
     test = pd.DataFrame({"word": ["a", "z", None]})
-    found = baselines("multiclass", (train, np.array([0, 1] * 50)), (test, np.array([0, 2, 1])))
-    assert found["linear"]["accuracy"] < 1
-    assert np.isfinite(found["constant"]["log_loss"])
+    measured = baselines("multiclass", (train, np.array([0, 1] * 50)), (test, np.array([0, 2, 1])))
+    assert measured["linear"]["accuracy"] < 1
+    assert np.isfinite(measured["constant"]["log_loss"])
 
 
 def test_baselines_learn_a_class_of_one_row() -> None:
     train = pd.DataFrame({"x": np.arange(60.0)})
     target = np.array([0] * 30 + [1] * 29 + [2])
-    found = baselines("multiclass", (train, target), (train, target))
-    assert found["hist_gradient_boosting"]["accuracy"] > 0.9
+    measured = baselines("multiclass", (train, target), (train, target))
+    assert measured["hist_gradient_boosting"]["accuracy"] > 0.9
 
 
 def test_thinning_out_is_announced_by_its_parameter_only() -> None:
@@ -209,7 +209,7 @@ def test_california(shared_data: Path) -> None:
     target = table.pop("median_house_value").to_numpy() / 1e5
     rows = np.random.default_rng(0).permutation(len(table))
     test, train = rows[: len(rows) // 5], rows[len(rows) * 36 // 100 :]
-    found = baselines("regression", (table.iloc[train], target[train]), (table.iloc[test], target[test]))
-    assert found["constant"]["rmse"] == pytest.approx(1.14, abs=0.05)
-    assert found["linear"]["rmse"] == pytest.approx(0.70, abs=0.05)
-    assert found["hist_gradient_boosting"]["rmse"] < 0.48
+    measured = baselines("regression", (table.iloc[train], target[train]), (table.iloc[test], target[test]))
+    assert measured["constant"]["rmse"] == pytest.approx(1.14, abs=0.05)
+    assert measured["linear"]["rmse"] == pytest.approx(0.70, abs=0.05)
+    assert measured["hist_gradient_boosting"]["rmse"] < 0.48

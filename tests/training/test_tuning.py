@@ -74,8 +74,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 @pytest.fixture(scope="module")
-def found(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Tuning:
-    """One search that nothing came in the way of."""
+def tuning(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Tuning:
+    """One search without an interruption."""
     return data.tune(tmp_path_factory.mktemp("search"))
 
 
@@ -84,30 +84,30 @@ def made(tuning: Tuning) -> list[tuple]:
     return [(t.parameters, t.values, t.ended, t.epochs) for t in tuning.trials]
 
 
-def test_never_worse_than_the_defaults_and_true_of_a_training_of_its_own(data: Data, found: Tuning) -> None:
-    chosen = dict(found.best.parameters)
-    assert found.trials[0].parameters == default_parameters(data.train)
-    assert found.best.value == min(found.values) < found.trials[0].value
+def test_never_worse_than_the_defaults_and_true_of_a_training_of_its_own(data: Data, tuning: Tuning) -> None:
+    chosen = dict(tuning.best.parameters)
+    assert tuning.trials[0].parameters == default_parameters(data.train)
+    assert tuning.best.value == min(tuning.values) < tuning.trials[0].value
     rates = {name: chosen.pop(name) for name in ("learning_rate", "weight_decay")}
     model = build_model(data.rules, data.encoder, data.sample, **chosen)
     again = fit(model, data.train, data.valid, epochs=EPOCHS, progress=False, **rates)
-    assert again.best == found.best.value
+    assert again.best == tuning.best.value
 
 
-def test_a_trial_that_leads_nowhere_is_given_up(found: Tuning) -> None:
-    ended = {trial.ended: trial for trial in found.trials}
+def test_a_trial_worse_than_the_others_is_given_up(tuning: Tuning) -> None:
+    ended = {trial.ended: trial for trial in tuning.trials}
     assert set(ended) == {"done", "given up"}
     assert ended["given up"].epochs < EPOCHS == ended["done"].epochs
 
 
-def test_another_seed_tries_something_else(data: Data, found: Tuning, tmp_path: Path) -> None:
+def test_another_seed_tries_something_else(data: Data, tuning: Tuning, tmp_path: Path) -> None:
     other = data.tune(tmp_path, seed=1, trials=2, epochs=1)
-    assert other.trials[0].parameters == found.trials[0].parameters
-    assert other.trials[1].parameters != found.trials[1].parameters
+    assert other.trials[0].parameters == tuning.trials[0].parameters
+    assert other.trials[1].parameters != tuning.trials[1].parameters
 
 
 @pytest.mark.parametrize("batches", [3, 5 * EPOCHS + 12, 5 * EPOCHS * 4 + 3])
-def test_interrupted_in_a_trial_it_ends_as_if_it_had_not_been(found: Tuning, tmp_path: Path, batches: int) -> None:
+def test_interrupted_in_a_trial_it_ends_as_if_it_had_not_been(tuning: Tuning, tmp_path: Path, batches: int) -> None:
     """Five batches are an epoch. The same call again finds the trials, and the epochs of the one that it was in."""
 
     class Interrupted(Loader):
@@ -123,24 +123,24 @@ def test_interrupted_in_a_trial_it_ends_as_if_it_had_not_been(found: Tuning, tmp
     again = Data(tmp_path, Interrupted)
     with pytest.raises(KeyboardInterrupt):
         again.tune(tmp_path / "search")
-    assert made(again.tune(tmp_path / "search")) == made(found)
+    assert made(again.tune(tmp_path / "search")) == made(tuning)
     trained = batches - Interrupted.left
-    assert trained <= sum(5 * trial.epochs for trial in found.trials) + 5, "no more than one epoch was trained twice"
+    assert trained <= sum(5 * trial.epochs for trial in tuning.trials) + 5, "no more than one epoch was trained twice"
     assert [path.name for path in (tmp_path / "search").iterdir()] == ["trials.json"], "no checkpoint is left behind"
 
 
-def test_more_trials_are_added_to_those_that_are_done(data: Data, found: Tuning, tmp_path: Path) -> None:
-    assert made(data.tune(tmp_path, trials=3)) == made(found)[:3]
+def test_more_trials_are_added_to_those_that_are_done(data: Data, tuning: Tuning, tmp_path: Path) -> None:
+    assert made(data.tune(tmp_path, trials=3)) == made(tuning)[:3]
     before = json.loads((tmp_path / "trials.json").read_text())["trials"]
-    assert made(data.tune(tmp_path)) == made(found)
+    assert made(data.tune(tmp_path)) == made(tuning)
     assert json.loads((tmp_path / "trials.json").read_text())["trials"][:3] == before
 
 
 def test_the_trials_may_be_kept_at_a_uri(data: Data, tmp_path: Path) -> None:
-    place = f"memory://slml/{tmp_path.name}"
-    first = data.tune(place, trials=2, epochs=1)
-    assert data.tune(place, trials=2, epochs=1) == first  # seconds included: nothing was trained again
-    fs, path = filesystem(place)
+    uri = f"memory://slml/{tmp_path.name}"
+    first = data.tune(uri, trials=2, epochs=1)
+    assert data.tune(uri, trials=2, epochs=1) == first  # seconds included: nothing was trained again
+    fs, path = filesystem(uri)
     assert [file.rsplit("/", 1)[-1] for file in fs.find(path)] == ["trials.json"]
 
 
@@ -162,15 +162,15 @@ def test_a_linear_model_has_less_to_try(data: Data, tmp_path: Path) -> None:
 def test_classes_are_measured_by_their_own_metric(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=400)
     table = pa.table({"x": x, "y": np.where(np.sin(3 * x) > 0, "up", "down")})
-    found = Data(tmp_path, table=table, task="binary").tune(tmp_path / "search", trials=1, epochs=1)
-    assert found.metric == "log_loss"
-    assert "valid_log_loss" in found.to_pandas()
+    tuning = Data(tmp_path, table=table, task="binary").tune(tmp_path / "search", trials=1, epochs=1)
+    assert tuning.metric == "log_loss"
+    assert "valid_log_loss" in tuning.to_pandas()
 
 
-def test_a_diverged_trial_is_an_answer_and_nothing_but_those_is_an_error(tmp_path: Path) -> None:
+def test_a_search_of_diverged_trials_alone_is_an_error(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=400)
     data = Data(tmp_path, table=pa.table({"x": x, "y": np.where(x > 1.5, 1e30, 0.0)}))
-    data.sample = data.sample._replace(target=data.sample.target * 0)  # a scale that no such target was seen for
+    data.sample = data.sample._replace(target=data.sample.target * 0)  # a scale that fits no such target
     with pytest.raises(TrainingError, match="No trial came to an end") as error:
         data.tune(tmp_path / "search", trials=2)
     assert "2 that all diverged" in str(error.value)
@@ -187,7 +187,9 @@ def test_a_diverged_trial_is_an_answer_and_nothing_but_those_is_an_error(tmp_pat
         ({"network": "lineer"}, "did you mean 'linear'"),
     ],
 )
-def test_a_wrong_call_is_told_before_anything_is_trained(data: Data, tmp_path: Path, wrong: dict, message: str) -> None:
+def test_a_wrong_call_is_refused_before_anything_is_trained(
+    data: Data, tmp_path: Path, wrong: dict, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         data.tune(tmp_path, **wrong)
     assert not list(tmp_path.iterdir())
@@ -200,24 +202,24 @@ def test_the_trials_of_another_search_are_refused(data: Data, tmp_path: Path) ->
     assert "epochs 2 (was: epochs 1)" in str(error.value)
 
 
-def test_a_list_of_trials_that_is_none_is_told(data: Data, tmp_path: Path) -> None:
+def test_a_damaged_list_of_trials_is_refused(data: Data, tmp_path: Path) -> None:
     write_text(str(tmp_path / "trials.json"), "{")
     with pytest.raises(TrainingError, match="holds no trials"):
         data.tune(tmp_path, trials=1)
 
 
-def test_what_comes_out_can_be_looked_at(found: Tuning) -> None:
-    table = found.to_pandas()
-    assert list(table["valid_rmse"]) == sorted(found.values)
-    assert "after 8 trials" in str(found)
-    assert "given up" in found._repr_html_()
-    line = found.plot().get_lines()[0].get_ydata()
-    assert list(line) == list(np.minimum.accumulate(found.values))
+def test_the_result_is_a_table_and_a_plot(tuning: Tuning) -> None:
+    table = tuning.to_pandas()
+    assert list(table["valid_rmse"]) == sorted(tuning.values)
+    assert "after 8 trials" in str(tuning)
+    assert "given up" in tuning._repr_html_()
+    line = tuning.plot().get_lines()[0].get_ydata()
+    assert list(line) == list(np.minimum.accumulate(tuning.values))
     assert pruning_epochs(8) == [1, 2, 4, 8]
     assert pruning_epochs(3) == [1, 2, 3]
 
 
-def test_the_job_hands_on_what_the_train_job_takes(tmp_path: Path, tracking_uri: str) -> None:
+def test_the_outputs_of_the_job_are_parameters_of_the_train_job(tmp_path: Path, tracking_uri: str) -> None:
     workspace = Workspace(root=str(tmp_path / "root"), project="test", cores=2, tracking_uri=tracking_uri)
     miles = np.arange(600) % 17
     table = pa.table({"id": np.arange(600), "miles": miles + 0.5, "fare": miles * 2.5 + np.arange(600) % 3})
