@@ -9,7 +9,6 @@ __all__ = ['NOT_FOUND_CODES', 'SIGNS', 'COLOURS', 'NO_CHANGES', 'POLL_SECONDS', 
 
 # %% ../../nbs/aws/changes.ipynb #64c258c8
 import hashlib
-import html
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from .account import Account, connect_account
 from .deployed import check_stack_state, find_stack
 from .parts import logical_name
 from .stack_template import INLINE, PARAMETERS, stack_template, template_json
+from ..display import Html, concat, element
 from ..errors import CloudError, UsageError, closest
 from ..runners.batch import names
 from ..runners.batch.errors import aws_errors
@@ -166,9 +166,9 @@ class StackPlan:
         lines = [(self.title + "\n", "bold"), *((f"{one}\n", COLOURS[one.action]) for one in self.changes)]
         return Text.assemble(*lines)
 
-    def _repr_html_(self) -> str:
-        lines = "\n".join(html.escape(str(one)) for one in self.changes)
-        return f"<p><b>{html.escape(self.title)}</b></p><pre>{lines}</pre>"
+    def _repr_html_(self) -> Html:
+        lines = "\n".join(map(str, self.changes))
+        return concat(element("p", element("b", self.title)), element("pre", lines))
 
 # %% ../../nbs/aws/changes.ipynb #ebef6200
 def template_location(

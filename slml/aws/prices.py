@@ -200,7 +200,7 @@ def refresh_prices(
 
     moment, region = moment or datetime.now(UTC), region or price_region(workspace)
     waits = Config(connect_timeout=10, read_timeout=30)  # seconds; boto3 tries a few times
-    with aws_errors("read the prices; the book is as it was"):
+    with aws_errors("read the prices with pricing:GetProducts and ec2:DescribeSpotPriceHistory; the book is as it was"):
         pricing = boto3.client("pricing", region_name="us-east-1", config=waits)  # it answers in few regions only
         prices = list(read_products(pricing, region, f"{moment:%Y-%m-%d}"))
         prices += read_spot(boto3.client("ec2", region_name=region, config=waits), region, moment)

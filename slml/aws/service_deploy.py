@@ -8,7 +8,6 @@ __all__ = ['OF_VERSION', 'TAG', 'workspace_account', 'parse_service_settings', '
            'load_service', 'plan_rollback', 'deploy_service', 'remove_service']
 
 # %% ../../nbs/aws/service_deploy.ipynb #fff85243
-import html
 import json
 import re
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ from slml.aws.service_template import (
 )
 from .stack_deploy import deploy_stack
 from .stack_template import template_json
+from ..display import Html, concat, element, facts_table
 from ..errors import CloudError, SettingsError, UsageError, closest
 from ..runners.batch import names
 from ..runners.batch.client import stack_region
@@ -113,9 +113,8 @@ class DeployedService:
     def __str__(self) -> str:
         return "\n".join(f"{name:<10} {value}" for name, value in self.facts().items())
 
-    def _repr_html_(self) -> str:
-        rows = (f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in self.facts().items())
-        return f"<table>{''.join(rows)}</table>"
+    def _repr_html_(self) -> Html:
+        return facts_table(self.facts())
 
 # %% ../../nbs/aws/service_deploy.ipynb #c46e49f6
 def find_service(
@@ -189,8 +188,8 @@ class ServicePlan:
     def __str__(self) -> str:
         return f"{self.service.name}: {self.service}\n{self.plan}"
 
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.service.name)}: {html.escape(str(self.service))}</p>{self.plan._repr_html_()}"
+    def _repr_html_(self) -> Html:
+        return concat(element("p", f"{self.service.name}: {self.service}"), self.plan._repr_html_())
 
 # %% ../../nbs/aws/service_deploy.ipynb #539c5f23
 def plan_service(

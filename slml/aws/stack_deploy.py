@@ -7,7 +7,6 @@ __all__ = ['WAITING', 'RUNNING', 'deploy_stack', 'StackStatus', 'stack_status', 
            'destroy_stack']
 
 # %% ../../nbs/aws/stack_deploy.ipynb #e0c12d83
-import html
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from .account import Account, connect_account
 from .changes import StackPlan, plan_stack  # noqa: F401 - the first step of a deployment
 from .deployed import DeployedStack, load_stack
 from .events import Echo, check_events, follow_events
+from ..display import Html, facts_table
 from ..runners.batch import names
 from ..runners.batch.errors import aws_errors
 
@@ -84,9 +84,8 @@ class StackStatus:
     def __str__(self) -> str:
         return "\n".join(f"{name:<13} {value}" for name, value in self.facts().items())
 
-    def _repr_html_(self) -> str:
-        rows = (f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in self.facts().items())
-        return f"<table>{''.join(rows)}</table>"
+    def _repr_html_(self) -> Html:
+        return facts_table(self.facts())
 
 # %% ../../nbs/aws/stack_deploy.ipynb #1945c837
 def stack_status(

@@ -8,10 +8,9 @@ __all__ = ['RECENT', 'BY', 'HEAD', 'SHOWN', 'format_usd', 'Cost', 'elapsed_secon
            'Costs', 'costs', 'usd_by_day']
 
 # %% ../../nbs/costs/cost.ipynb #932bb5fc
-import html
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from statistics import median, quantiles
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from .prices import BILLING, PriceBook
 from .rates import Rate, rate_of
+from ..display import Html, concat, element, table, text_table
 from ..errors import UsageError, closest
 from ..runs.job import Job
 from ..runs.resources import Resources
@@ -231,10 +231,10 @@ class Costs:
     note: str = ""  # which prices
 
     def __str__(self) -> str:
-        return _text(self)
+        return "\n".join([text_table((self.by, *HEAD), _rows(self)), self.note])
 
-    def _repr_html_(self) -> str:
-        return _page(self)
+    def _repr_html_(self) -> Html:
+        return concat(table((self.by, *HEAD), _rows(self)), element("p", self.note))
 
     def to_pandas(self) -> "pd.DataFrame":
         "The lines as a frame, in unrounded USD."
@@ -289,26 +289,10 @@ def _note(spent: Iterable[tuple[Run, Cost]], book: PriceBook) -> str:
 HEAD = ("runs", "hours", "paid, USD", "the cloud would have taken, USD")
 
 
-def _cells(line: CostLine) -> tuple[str, ...]:
-    return line.name, f"{line.runs:,}", f"{line.hours:,.2f}", f"{line.paid:,.4f}", f"{line.would:,.4f}"
-
-
-def _text(costs: Costs) -> str:
-    "Costs as a table of text."
-    rows = [(costs.by, *HEAD), *map(_cells, (*costs.lines, costs.total))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pad = lambda row: [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]  # noqa: E731
-    return "\n".join(["  ".join([row[0].ljust(widths[0]), *pad(row)]) for row in rows] + [costs.note])
-
-
-def _page(costs: Costs) -> str:
-    "Costs as an HTML table."
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (costs.by, *HEAD))
-    rows = (
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(line)) + "</tr>"
-        for line in (*costs.lines, costs.total)
-    )
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table><p>{html.escape(costs.note)}</p>"
+def _rows(costs: Costs) -> Iterator[tuple[str, ...]]:
+    "The lines of a table of costs, the total last."
+    for line in (*costs.lines, costs.total):
+        yield line.name, f"{line.runs:,}", f"{line.hours:,.2f}", f"{line.paid:,.4f}", f"{line.would:,.4f}"
 
 # %% ../../nbs/costs/cost.ipynb #8d19cb61
 SHOWN = 8  # notebooks with a colour of their own; the others are one

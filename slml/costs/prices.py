@@ -9,7 +9,6 @@ __all__ = ['WRITTEN', 'REGIONS', 'PAGES', 'BY_USE', 'SIZES', 'GENERAL', 'WITH_GP
            'machines_that_fit', 'cheapest_machine', 'query_usd', 'storage_usd']
 
 # %% ../../nbs/costs/prices.ipynb #55960c15
-import html
 import json
 import math
 import os
@@ -17,6 +16,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
+from ..display import Html, table
 from ..errors import SettingsError, SubmissionError, UsageError, closest
 from ..storage import exists, read_text, write_text
 from ..workspace import Workspace
@@ -273,16 +273,13 @@ class PriceBook:
             raise missing_price_error(service, item, self.region, self.prices, self.uri)
         return price
 
-    def _repr_html_(self) -> str:
-        return _page(price for price in self if price.region == self.region)
-
-# %% ../../nbs/costs/prices.ipynb #dc3ccf63
-def _page(prices: Iterable[Price]) -> str:
-    "Prices as an HTML table."
-    rows = ((p.service, p.item, f"{p.usd:g}", p.unit, p.date, "yes" if p.verified else "no", p.source) for p in prices)
-    head = "".join(f"<th>{name}</th>" for name in ("service", "item", "USD", "per", "of", "verified", "source"))
-    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+    def _repr_html_(self) -> Html:
+        header = ("service", "item", "USD", "per", "of", "verified", "source")
+        prices = (price for price in self if price.region == self.region)
+        rows = (
+            (p.service, p.item, f"{p.usd:g}", p.unit, p.date, "yes" if p.verified else "no", p.source) for p in prices
+        )
+        return table(header, rows)
 
 # %% ../../nbs/costs/prices.ipynb #cc58e598
 USABLE = 0.94  # of a machine's memory; an assumption

@@ -7,13 +7,13 @@ __all__ = ['POLL_SECONDS', 'PipelineRun', 'Submission', 'submit_step', 'submit_s
            'follow_steps', 'cancel_runs', 'run_pipeline', 'submit_pipeline', 'failed_steps_error']
 
 # %% ../../nbs/pipelines/pipeline.ipynb #c546ee44
-import html
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+from ..display import Html, table
 from ..errors import PipelineError, SlmlError
 from .plan import Pipeline, Step, bind_pipeline, needed_steps, step_order
 from .plan import load_pipeline as load_pipeline  # whoever runs one has to load it
@@ -40,13 +40,12 @@ class PipelineRun:
     seconds: float
     summary: dict[str, object] = field(default_factory=dict)
 
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{html.escape(step)}</th><td>{'cached' if step in self.cached else run.status}</td>"
-            f"<td>{run.seconds:.1f} s</td><td>{html.escape(run.executed)}</td></tr>"
+    def _repr_html_(self) -> Html:
+        rows = (
+            (step, "cached" if step in self.cached else run.status, f"{run.seconds:.1f} s", run.executed)
             for step, run in self.runs.items()
         )
-        return f"<table><tr><th>step</th><th>state</th><th>took</th><th>executed notebook</th></tr>{rows}</table>"
+        return table(("step", "state", "took", "executed notebook"), rows)
 
 # %% ../../nbs/pipelines/pipeline.ipynb #7ca20f7e
 @dataclass

@@ -6,7 +6,6 @@
 __all__ = ['MOST_RUNS', 'combinations', 'Sweep', 'rank_runs', 'sweep']
 
 # %% ../../nbs/pipelines/sweep.ipynb #1d155bbd
-import html
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..display import Html, table
 from ..errors import UsageError, closest
 from ..runners.open import open_runner
 from ..runs.job import Job
@@ -61,10 +61,8 @@ class Sweep:
 
         return pd.DataFrame(self.rows(), columns=[*self.tried, self.metric, "status", "run"])
 
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in (*self.tried, self.metric, "status", "run"))
-        rows = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in self.rows())
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    def _repr_html_(self) -> Html:
+        return table((*self.tried, self.metric, "status", "run"), self.rows())
 
 
 def rank_runs(

@@ -548,7 +548,8 @@ def test_a_refresh_that_is_refused_changes_nothing(
     aws: type[Pricing], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aws, "status", 400)
-    with pytest.raises(CloudError, match=r"(?s)AccessDenied.*pricing:GetProducts and ec2:DescribeSpotPriceHistory"):
+    rights = "pricing:GetProducts and ec2:DescribeSpotPriceHistory"
+    with pytest.raises(CloudError, match=rf"(?s)does not allow you to read the prices with {rights}.*not authorized"):
         refresh_prices(workspace, "eu-central-1")
     monkeypatch.setattr(aws, "status", 200)
     monkeypatch.setitem(ANSWERS, "AmazonAthena", ["<html>busy</html>"])
