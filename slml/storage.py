@@ -48,7 +48,7 @@ def filesystem(
 def open_file(
     uri: str,  # a path or URI
 ) -> IO[bytes]:
-    "A file to read. Raises what its storage raises: whoever reads it knows what that means."
+    "A file to read. Raises what its storage raises, for the caller to translate."
     fs, path = filesystem(uri)
     return fs.open(path, "rb")
 

@@ -136,7 +136,7 @@ class Workspace(Settings):
 
 # %% ../nbs/workspace.ipynb #b30d0c82
 def _settings_error(error: ValidationError) -> SettingsError:
-    "The first of pydantic's complaints, in slml's words."
+    "The first of pydantic's errors, as one of slml."
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":

@@ -166,7 +166,7 @@ def prepare(
     contract: Contract,
     rules: Sequence[Rule],  # all of them: contract.all_rules(stored)
     references: Mapping[str, ir.Table],  # what rules of kind Equals look things up in
-    hashed: Callable[[ir.Table, Sequence[str]], ir.Table],  # Engine.hashed
+    hashed: Callable[[ir.Table, Sequence[str]], ir.Table],  # Engine.with_row_hash
 ) -> ir.Table:  # typed columns, raw columns, and one helper column for each rule that looks beyond its row
     "The table with every column read as the contract's type; raises ContractError where a column is missing."
     check_columns(table.columns, contract)

@@ -124,7 +124,7 @@ def _read_rows(lines: Sequence[str], dialect: Dialect) -> list[tuple[int, list[s
                 rows.append((line, row))
             line = reader.line_num + 1
     except csv.Error:
-        pass  # what is not readable is told line by line when the records are read
+        pass  # a line that cannot be read is rejected when the records are read
     return rows
 
 # %% ../../nbs/tables/dialect.ipynb #26211a8f

@@ -263,7 +263,7 @@ class DuckDBEngine:
     ):
         self._backend = _open_backend(memory, cores)
         spill, lock = _make_spill_folder(Path(scratch))
-        self._release = weakref.finalize(self._backend, _release_folder, spill, lock)  # for whoever forgets to close
+        self._release = weakref.finalize(self._backend, _release_folder, spill, lock)  # in case nobody calls close
         self._backend.con.execute("SET temp_directory = '" + spill.replace("'", "''") + "'")
         self._files: dict[str, None] = {}  # an ordered set of all that were opened
 

@@ -96,7 +96,7 @@ def _ingested_hashes(table: Table) -> dict[str, set[str]]:
 
 # %% ../../nbs/tables/ingest.ipynb #ff407990
 def _resolved_path(uri: str) -> str:
-    "One spelling for one place, also through links."
+    "The same path for the same file, also through links."
     return uri if "://" in uri else str(Path(uri).resolve())
 
 # %% ../../nbs/tables/ingest.ipynb #c3445245
@@ -414,7 +414,7 @@ def read_options(
 # %% ../../nbs/tables/ingest.ipynb #16841454
 @dataclass(frozen=True)
 class _Target:
-    "The table that takes the rows: added to what it holds, or in its place."
+    "The table that takes the rows, which are appended to it or replace it."
 
     table: Table
     append: bool

@@ -102,7 +102,7 @@ def decompressed_stream(
 
 # %% ../../nbs/tables/sources.ipynb #d8dfa397
 class Chunk(NamedTuple):
-    "A block of rows, each with its place, and what could not be read beside them."
+    "A block of rows with their line numbers, and what could not be read beside them."
 
     rows: pa.Table
     lines: np.ndarray  # (rows,), int64: line in a text file, row number in Parquet, from 1
@@ -121,7 +121,7 @@ class RowSource(Protocol):
     notes: tuple[str, ...]
 
     def chunks(self, columns: Sequence[str], advance: Callable[[int], object] = ...) -> Iterator[Chunk]:
-        "The rows, with these columns in this order; `advance` is told the bytes read. Raises `IngestError` for damage."
+        "The rows, with these columns in this order; `advance` gets the bytes read. Raises `IngestError` for damage."
         ...
 
 # %% ../../nbs/tables/sources.ipynb #f55813ef

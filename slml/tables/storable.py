@@ -125,7 +125,7 @@ def check_fits(
         raise TableError(
             f"These rows do not have the columns of the table '{table}'.",
             expected=", ".join(missing) or "no further columns",
-            came=", ".join(new) or "nothing in their place",
+            came=", ".join(new) or "no others instead",
             todo=(closest(new[0], missing) if new else "") or "write to another table, or replace this one.",
         )
     pairs = [(f, stored.field(f.name).type) for f in incoming if not pa.types.is_null(f.type)]

@@ -132,7 +132,7 @@ def _parse_moments(values: pa.Array, formats: Sequence[str], connection: duckdb.
 
 # %% ../../nbs/tables/types.ipynb #a90544a4
 def parsing_connection() -> duckdb.DuckDBPyConnection:
-    "A private connection for parsing, which hands rows back in their order."
+    "A private connection for parsing, which returns rows in their order."
     return duckdb.connect(config={"preserve_insertion_order": "true"})
 
 

@@ -89,7 +89,7 @@ class Generated:
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    "The counts in words."
+    "The counts as text."
     return ", ".join(f"{kind} {count:,}" for kind, count in sorted(counts.items())) or "nothing"
 
 # %% ../../nbs/taxi/files.ipynb #cea0dfa8
