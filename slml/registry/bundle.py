@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T', 'BATCH', 'LIBRARIES', 'TOLERANCE', 'FILES', 'PAGE', 'MANIFEST', 'FORMAT', 'MLMODEL', 'PREDICTION', 'open_session',
-           'run_session', 'library_versions', 'code_version', 'Lineage', 'differences', 'agree', 'sha256',
+           'run_session', 'installed_versions', 'code_version', 'Lineage', 'differences', 'agree', 'sha256',
            'canonical_json', 'file_manifest', 'read_files', 'Bundle', 'write_bundle']
 
 # %% ../../nbs/registry/bundle.ipynb #b16f2e42
@@ -74,7 +74,7 @@ def run_session(
 LIBRARIES = ("slml", "torch", "onnx", "onnxruntime", "numpy", "pyarrow")
 
 
-def library_versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     "The versions of Python and of the libraries that shape a model, found without importing them."
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
@@ -92,7 +92,7 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     runs: dict[str, str] = {}  # step -> run id
     seed: int | None = None  # of the split and of the training
     code: str = msgspec.field(default_factory=code_version)
-    libraries: dict[str, str] = msgspec.field(default_factory=library_versions)
+    libraries: dict[str, str] = msgspec.field(default_factory=installed_versions)
 
     def missing_facts(self) -> list[str]:
         "The facts that are missing to train the model again."
@@ -363,7 +363,9 @@ def write_bundle(
     fs, path = filesystem(uri)
     if fs.exists(f"{path.rstrip('/')}/{MANIFEST}"):
         return _existing_bundle(Bundle.load(uri), sha256(file_manifest(files)))
-    _check_understood(Bundle(uri, "", files))
+    bundle = Bundle(uri, "", files)
+    for part in ("session", "encoder", "contract", "metrics", "lineage", "parity", "profile", "page"):
+        getattr(bundle, part)  # raises for a part that cannot be read back
     try:
         for name, data in [*files.items(), (MANIFEST, file_manifest(files))]:
             with open_atomic(f"{uri.rstrip('/')}/{name}") as file:
@@ -374,12 +376,6 @@ def write_bundle(
                 fs.rm_file(f"{path.rstrip('/')}/{name}")
         raise
     return Bundle.load(uri)
-
-
-def _check_understood(bundle: Bundle) -> None:
-    "Raises `RegistryError` for a part that cannot be read back."
-    for part in ("session", "encoder", "contract", "metrics", "lineage", "parity", "profile", "page"):
-        getattr(bundle, part)
 
 # %% ../../nbs/registry/bundle.ipynb #bfa6f24c
 def _existing_bundle(existing: Bundle, hash: str) -> Bundle:

@@ -70,14 +70,12 @@ class Versions(list[Version]):
     "Versions of a model, the oldest first."
 
     def _repr_html_(self) -> str:
-        names = ("version", "aliases", "test error", "data", "compared with", "state", "bundle")
-        return table(names, map(_table_row, self))
-
-# %% ../../nbs/registry/versions.ipynb #d3f983c4
-def _table_row(version: Version) -> tuple[str, ...]:
-    "A version as a row of a table."
-    error, aliases = f"{version.metric} {version.value:.4g}", ", ".join(version.aliases)
-    return version.ref, aliases, error, version.data, version.against, version.state, version.hash[:12]
+        names = ("version", "aliases", "test error", "data", "held against", "state", "bundle")
+        rows = (
+            (v.ref, ", ".join(v.aliases), f"{v.metric} {v.value:.4g}", v.data, v.against, v.state, v.hash[:12])
+            for v in self
+        )
+        return table(names, rows)
 
 # %% ../../nbs/registry/versions.ipynb #1879bbe8
 def mlflow_name(

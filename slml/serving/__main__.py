@@ -9,11 +9,11 @@ __all__ = []
 import os
 import sys
 
-from .serve import serve_command
+from .serve import serve_from_arguments
 
 # %% ../../nbs/serving/main.ipynb #053c0d09
 if __name__ == "__main__" and "__file__" in globals():
-    code = serve_command()
+    code = serve_from_arguments()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUGE', 'NO_TIME', 'UNKNOWN', 'MISSING', 'SLOT_ROWS', 'GRAPH_ROWS', 'GraphInput', 'PredictedTarget', 'Encoding',
-           'as_number', 'as_seconds', 'CategoryCodes', 'category_codes', 'encoders', 'open_graph', 'Slot', 'Graph',
+           'number_input', 'time_input', 'CategoryCodes', 'category_codes', 'encoders', 'open_graph', 'Slot', 'Graph',
            'TrainingRange', 'training_ranges', 'Predictor', 'check_parity_sample']
 
 # %% ../../nbs/serving/predictor.ipynb #705e1643
@@ -51,7 +51,7 @@ class Encoding(msgspec.Struct, frozen=True):
 HUGE = 3e38  # a number that large is missing, as float32 ends there
 
 
-def as_number(
+def number_input(
     value: float | int | bool | None,
 ) -> float:  # NaN where missing
     "A value as a number of the graph."
@@ -62,7 +62,7 @@ NO_TIME = -(2**62)
 _EPOCH = datetime(1970, 1, 1)
 
 
-def as_seconds(
+def time_input(
     value: datetime | date | None,
 ) -> int:  # since 1970 by the local clock
     "A time as a number of the graph."
@@ -96,7 +96,7 @@ def encoders(
     types: Mapping[str, str],  # column -> type of the contract
 ) -> list[Callable[[Any], float | int]]:  # one for each input
     "The function that encodes a value, for each input."
-    encoder_of = {"number": lambda i: as_number, "timestamp": lambda i: as_seconds}
+    encoder_of = {"number": lambda i: number_input, "timestamp": lambda i: time_input}
     encoder_of["category"] = lambda i: category_codes(i.vocabulary, types[i.column]).__getitem__
     return [encoder_of[i.kind](i) for i in encoding.inputs]
 
@@ -279,7 +279,12 @@ class Predictor(Graph):
         "Read a bundle. Raises `RegistryError` for one that is damaged, or not the one that was registered."
         bundle = Bundle.load(uri)
         if hash and bundle.hash != hash:
-            raise _wrong_bundle(bundle, hash)
+            raise RegistryError(
+                f"The bundle at {bundle.uri} is not the one that was registered.",
+                expected=f"the bundle {hash[:12]}",
+                came=f"the bundle {bundle.hash[:12]}",
+                todo="put the registered bundle back, or register this one.",
+            )
         return cls(bundle, **settings)
 
     def encode(
@@ -295,16 +300,6 @@ class Predictor(Graph):
     ) -> list[str]:  # names of columns
         "The columns in which a row is outside of the training range."
         return [name for name, attribute, is_outside in self._range_tests if is_outside(getattr(row, attribute))]
-
-# %% ../../nbs/serving/predictor.ipynb #8fa37e20
-def _wrong_bundle(bundle: Bundle, hash: str) -> RegistryError:
-    "The error for a bundle that has another hash."
-    return RegistryError(
-        f"The bundle at {bundle.uri} is not the one that was registered.",
-        expected=f"the bundle {hash[:12]}",
-        came=f"the bundle {bundle.hash[:12]}",
-        todo="put the registered bundle back, or register this one.",
-    )
 
 # %% ../../nbs/serving/predictor.ipynb #bd13bf68
 def check_parity_sample(

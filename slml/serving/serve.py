@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAMPION', 'SWITCH', 'ServeSettings', 'VersionLoader', 'check_replaceable', 'Follower', 'service_and_follower',
-           'run_server', 'parse_arguments', 'HiddenPackage', 'serve_command']
+           'run_server', 'parse_arguments', 'HiddenPackage', 'serve_from_arguments']
 
 # %% ../../nbs/serving/serve.ipynb #a74d9110
 import argparse
@@ -282,7 +282,7 @@ class HiddenPackage:
 SWITCH = 0.0005  # seconds that the log's writer may keep an answer waiting for Python's lock; by default 0.005
 
 
-def serve_command() -> int:  # the exit code
+def serve_from_arguments() -> int:  # the exit code
     "Serve with the options of the command line; an error is one clear message."
     sys.meta_path.insert(0, HiddenPackage("pandas"))
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # the others hold on to memory that they need no more

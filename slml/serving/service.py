@@ -479,10 +479,6 @@ _CLOSE = (("connection", "close"),)
 _JSON = [("content-type", JSON)]
 
 
-def _headers(answer: Answer, more: tuple) -> list[tuple[str, str]]:
-    return [("content-type", answer.kind), *answer.headers, *more]
-
-
 class Application:
     "A service as granian calls it."
 
@@ -511,7 +507,8 @@ class Application:
         finally:
             self._begun -= 1
         closing = _CLOSE if service.draining or answer.status in (408, 413) else ()
-        head = _JSON if answer.kind is JSON and not answer.headers and not closing else _headers(answer, closing)
+        plain = answer.kind is JSON and not answer.headers and not closing
+        head = _JSON if plain else [("content-type", answer.kind), *answer.headers, *closing]
         if scope.method == "HEAD":
             protocol.response_empty(answer.status, head)
         else:
