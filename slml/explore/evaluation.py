@@ -19,12 +19,11 @@ from ..features.encoder import Batch, Encoder
 from ..models.model import Model
 from ..sampling.split import Split
 from ..tables.catalog import Snapshot
-from ..training import metrics
 from ..training.baselines import Baselines, baselines
 from ..training.fit import predict_batches
 from ..training.importance import importance
 from ..training.loader import Loader, concat_batches
-from ..training.metrics import headline, measure, slice_metrics
+from ..training.metrics import headline, measure, plot_against_target, slice_metrics
 
 # %% ../../nbs/explore/evaluation.ipynb #57823435
 THIS_MODEL = "this model"  # its row beside the baselines
@@ -69,7 +68,7 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        return self.to_pandas().round(4).to_string()
+        return str(self.to_pandas().round(4).to_string())
 
     def plot(self) -> Figure:
         "Prediction beside truth, the error by slice, and the importance of the columns."
@@ -79,14 +78,14 @@ class Evaluation:
         self.plot().savefig(image := io.BytesIO(), format="png", dpi=80)
         source = f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
         picture = display.element("img", src=source, alt="truth and prediction, error by slice, feature importance")
-        return self.to_pandas().round(4).to_html() + picture
+        return f"{self.to_pandas().round(4).to_html()}{picture}"
 
 # %% ../../nbs/explore/evaluation.ipynb #9781d387
 def _figure(evaluation: Evaluation) -> Figure:
     "The three plots side by side."
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     truth, slices, columns = figure.subplots(1, 3)
-    metrics.plot(evaluation.task, evaluation.target, evaluation.prediction, truth)
+    plot_against_target(evaluation.task, evaluation.target, evaluation.prediction, truth)
     rows = evaluation.slices[evaluation.metric]
     slices.barh([str(name) for name in rows.index], rows, color="C0")
     slices.set(title=f"error by {rows.index.name}", xlabel=evaluation.metric)

@@ -48,7 +48,7 @@ def contract_rows(
     columns: Sequence[str],  # that are needed
 ) -> pa.Table:
     "The columns in the contract's types. Raises `ContractError` for a missing column or a value of another type."
-    names = list(frame.columns) if is_pandas(frame) else pa.table(frame).schema.names
+    names: list[str] = list(frame.columns) if is_pandas(frame) else pa.table(frame).schema.names
     for name in columns:
         if name not in names:
             raise ContractError(

@@ -8,7 +8,7 @@ __all__ = ['ArrowStream', 'is_pandas', 'arrow_table', 'ingest', 'table_names', '
 # %% ../../nbs/explore/tables.ipynb #81297bb3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ class ArrowStream(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 
-def is_pandas(frame: object) -> bool:
+def is_pandas(frame: object) -> "TypeGuard[pd.DataFrame]":
     "Whether this is a frame of pandas, asked without loading pandas."
     return type(frame).__module__.partition(".")[0] == "pandas"
 
@@ -41,12 +41,12 @@ def arrow_table(
 ) -> pa.Table:
     "The rows as an Arrow table. Raises `IngestError` for a column of mixed values, which Arrow does not have."
     try:
-        if not is_pandas(frame):
-            table = pa.table(frame).replace_schema_metadata()
-            return table if columns is None else table.select(columns)
-        chosen = frame if columns is None else frame[list(columns)]
-        named = columns is None and any(name is not None for name in frame.index.names)
-        return pa.Table.from_pandas(chosen, preserve_index=named).replace_schema_metadata()
+        if is_pandas(frame):
+            chosen = frame if columns is None else frame[list(columns)]
+            named = columns is None and any(name is not None for name in frame.index.names)
+            return pa.Table.from_pandas(chosen, preserve_index=named).replace_schema_metadata()
+        table = pa.table(frame).replace_schema_metadata()
+        return table if columns is None else table.select(columns)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise IngestError(
             "The frame holds a column that is no single type.",

@@ -100,7 +100,7 @@ def _finish(run: Run, trained: TrainedModel) -> Run:
     history, outputs = trained.history, {name.partition(".")[0]: file for name, file in files.items()}
     metric = f"valid_{history.metric}"
     metrics = {metric: history.best, "epochs": len(history.epochs), "train_seconds": history.seconds}
-    losses = {"train_loss": history.train, metric: history.valid}
+    losses: dict[str, list[float | None]] = {"train_loss": [*history.train], metric: [*history.valid]}
     done = replace(run, status="done", metrics=metrics, outputs=outputs, artifacts=outputs, history=losses)
     return save_run(replace(done, seconds=history.seconds, spent=history.seconds))
 

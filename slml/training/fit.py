@@ -38,8 +38,10 @@ from .metrics import headline, measure
 class Batches(Protocol):
     "A source of shuffled batches, the same ones at every call."
 
-    rows: int
     batch_rows: int
+
+    @property
+    def rows(self) -> int: ...
 
     def iter_epoch(
         self,
