@@ -20,60 +20,55 @@ from .decisions import Decision
 
 # %% ../../nbs/operations/breaches.ipynb #61189529
 NOTHING, RETRAIN = "nothing", "retrain"  # verdicts
-MONITOR_FAILED = "blind"  # the kind of a breach: the monitor itself does not work
+MONITOR_FAILED = "blind"  # the kind of a breach: the monitor itself has failed
 
 
 def latest_rows(
-    looked: pa.Table,  # as `seen` gives it
+    history: pa.Table,  # as `slml.monitoring.windows.read_windows` returns it
     version: int,
-    rows: int,  # fewer say nothing
+    rows: int,  # a window with fewer has no verdict
 ) -> list[dict]:  # the latest window, and the latest with labels where that is another one
     "The rows that count."
-    mine = looked.filter(pc.and_(pc.equal(looked["version"], version), pc.greater_equal(looked["rows"], rows)))
-    found = mine.sort_by("since").to_pylist()
-    labelled = [row for row in found if (row["labelled"] or 0) >= rows]
-    return found[-1:] + [row for row in labelled[-1:] if row is not found[-1]]
+    of_version = pc.and_(pc.equal(history["version"], version), pc.greater_equal(history["rows"], rows))
+    windows = history.filter(of_version).sort_by("since").to_pylist()
+    labelled = [row for row in windows if (row["labelled"] or 0) >= rows]
+    return windows[-1:] + [row for row in labelled[-1:] if row is not windows[-1]]
 
 # %% ../../nbs/operations/breaches.ipynb #4c78186b
 def split_names(text: str | None) -> tuple[str, ...]:
     "The kinds or the columns of a row."
     return tuple(part for part in (text or "").split(", ") if part)
 
+# %% ../../nbs/operations/breaches.ipynb #184f6072
+def _open_breach(model: str, last: Decision, row: Mapping[str, Any], policy: Policy, now: datetime) -> Decision:
+    "A breach begins; an alert, unless it was over less than a cool-down ago."
+    kinds, columns, since = split_names(row["kind"]), split_names(row["columns"]), row["since"].isoformat()
+    breach = Breach(event_id(model, *kinds, *columns, since), kinds, columns, since, verdict=row["verdict"])
+    action = "alert" if needs_alert(last.breaches, kinds, columns, now, policy.cool_down) else "again"
+    recent = (b for b in last.breaches if not b.over or now - datetime.fromisoformat(b.over) < policy.cool_down)
+    facts = {"version": row["version"], "verdict": row["verdict"], "kinds": kinds, "columns": columns}
+    return last.next(action, row["why"], now, breaches=(*recent, breach), report=row["report"] or "", facts=facts)
+
 # %% ../../nbs/operations/breaches.ipynb #eeeabff1
 def breach_decision(
     model: str,
     last: Decision,
-    rows: Sequence[Mapping[str, Any]],  # as `latest_rows` gives them
+    rows: Sequence[Mapping[str, Any]],  # as `latest_rows` returns them
     policy: Policy,
     now: datetime,
 ) -> Decision | None:
-    "What the rows that count say about breaches; one change at a time."
+    "The next decision about breaches; None where nothing has changed."
     bad = [row for row in rows if row["verdict"] != NOTHING]
-    lasting = [b for b in last.breaches if not b.over]
+    open_breaches = [b for b in last.breaches if not b.over]
     for row in bad:
-        if not explained_by(lasting, split_names(row["kind"]), split_names(row["columns"])):
+        if not explained_by(open_breaches, split_names(row["kind"]), split_names(row["columns"])):
             return _open_breach(model, last, row, policy, now)
-    for breach in lasting:
-        looked = any(row["since"] >= _time(breach.since) for row in rows)
-        if looked and not any(
-            matches_breach(breach, split_names(row["kind"]), split_names(row["columns"])) for row in bad
-        ):
+    for breach in open_breaches:
+        inspected = any(row["since"] >= datetime.fromisoformat(breach.since) for row in rows)
+        lasts = any(matches_breach(breach, split_names(row["kind"]), split_names(row["columns"])) for row in bad)
+        if inspected and not lasts:
             ended = msgspec.structs.replace(breach, over=now.isoformat())
             breaches = tuple(ended if b is breach else b for b in last.breaches)
-            what = ", ".join(breach.kinds) + (f" of {', '.join(breach.columns)}" if breach.columns else "")
-            return last.next("over", what, now, breaches=breaches)
+            why = ", ".join(breach.kinds) + (f" of {', '.join(breach.columns)}" if breach.columns else "")
+            return last.next("over", why, now, breaches=breaches)
     return None
-
-# %% ../../nbs/operations/breaches.ipynb #bc728241
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-# %% ../../nbs/operations/breaches.ipynb #184f6072
-def _open_breach(model: str, last: Decision, row: Mapping[str, Any], policy: Policy, now: datetime) -> Decision:
-    "A breach begins; an alert, unless it was over only a moment ago."
-    kinds, columns, since = split_names(row["kind"]), split_names(row["columns"]), row["since"].isoformat()
-    breach = Breach(event_id(model, *kinds, *columns, since), kinds, columns, since, verdict=row["verdict"])
-    action = "alert" if needs_alert(last.breaches, kinds, columns, now, policy.cool_down) else "again"
-    recent = (b for b in last.breaches if not b.over or now - _time(b.over) < policy.cool_down)
-    facts = {"version": row["version"], "verdict": row["verdict"], "kinds": kinds, "columns": columns}
-    return last.next(action, row["why"], now, breaches=(*recent, breach), report=row["report"] or "", facts=facts)

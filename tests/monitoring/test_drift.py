@@ -15,7 +15,7 @@ from slml.monitoring.episodes import build_timeline
 from slml.monitoring.findings import SORTS
 from slml.monitoring.limits import Limits
 from slml.monitoring.performance import ExpectedError, errors, join_labels, performance
-from slml.monitoring.report import report
+from slml.monitoring.report import report_page
 from slml.quality.profile import Profile, profile
 
 CONTRACT = Contract(
@@ -150,7 +150,7 @@ def test_rows_are_placed_by_their_time_and_none_is_lost(reference: Profile, expe
     assert [w.start for w in seen.windows] == sorted(w.start for w in seen.windows)
     assert not [e for e in seen.episodes if e.kind not in ("hours", "nulls")]
     assert "300 rows have no time" in str(seen)
-    assert report(seen, "trips@1").startswith("<!DOCTYPE html>")
+    assert report_page(seen, "trips@1").startswith("<!DOCTYPE html>")
 
 
 def test_a_table_without_a_time_is_refused(reference: Profile) -> None:

@@ -13,7 +13,7 @@ import pytest
 from slml.monitoring.drift import drift
 from slml.monitoring.episodes import Timeline, build_timeline, learn_limits
 from slml.monitoring.limits import LIMITS
-from slml.monitoring.report import report
+from slml.monitoring.report import report_page
 from slml.quality.profile import Profile, profile
 
 from support import green
@@ -54,7 +54,7 @@ def test_the_next_month_raises_no_alarm(
     assert (seen.action, seen.episodes) == ("nothing", ())
     assert len(seen.windows) == 28
     assert {w.diagnosis.action for w in seen.windows} == {"nothing"}
-    assert "Nothing" in report(seen, "green@1")
+    assert "Nothing" in report_page(seen, "green@1")
 
 
 @pytest.mark.parametrize("name", ["2022-01", "2022-02"])

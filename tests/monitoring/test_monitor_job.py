@@ -140,7 +140,7 @@ def test_a_fault_of_the_feed_is_named(workspace: Workspace, bundle: Bundle) -> N
     assert "km" in found["why"]
 
 
-@pytest.mark.parametrize(("rows", "words"), [(0, "nothing was asked"), (1, "1 rows are fewer than the 50")])
+@pytest.mark.parametrize(("rows", "words"), [(0, "no requests"), (1, "1 rows are fewer than the 50")])
 def test_of_few_rows_nothing_is_said(workspace: Workspace, bundle: Bundle, rows: int, words: str) -> None:
     labels(workspace, rides(10, 4))
     serve(workspace, bundle, rides(max(rows, 1), 4)[:rows])
@@ -171,7 +171,7 @@ def test_a_log_that_is_cut_off_and_a_clock_that_goes_back_lose_no_row(workspace:
 def test_what_cannot_be_looked_at_is_said(workspace: Workspace, bundle: Bundle) -> None:
     serve(workspace, bundle, rides(60, 6))
     Catalog(workspace).table("fares").append(pa.table({"number": [1], "fare": [2.0]}))
-    with pytest.raises(ContractError, match="cannot be brought to what was served"):
+    with pytest.raises(ContractError, match="cannot be joined with the request log"):
         monitor(workspace, labels="fares")
     with pytest.raises(UsageError, match="ends after it has begun"):
         monitor(workspace, hours=-1)

@@ -243,7 +243,7 @@ def test_a_promotion_that_was_wrong_is_taken_back(city: City) -> None:
     assert "rollback" in city.step()
     assert city.state.aliases["champion"].version == 2
     assert city.state.shadow is None
-    assert any("taken back" in alert["title"] for alert in city.told())
+    assert any("rolled back" in alert["title"] for alert in city.told())
 
 
 def test_a_person_takes_over_a_pipeline_is_gone_and_nobody_can_be_reached(
