@@ -163,6 +163,8 @@ def find_pointer(
     champion = state.aliases.get("champion")
     serving = [p for p in (*state.aliases.values(), state.canary, state.shadow) if p and p.version == version]
     if version and not serving:
+        from slml.registry.versions import find_version
+
         registered = find_version(f"{model}@{version}", workspace)
         return Pointer(registered.number, registered.uri, registered.hash)
     if not version and champion is None:
