@@ -15,7 +15,7 @@ from .account import Account
 from ..errors import CloudError
 
 # %% ../../nbs/aws/events.ipynb #c56966c1
-Echo = Callable[[str], object]  # is told a line about what happens
+Echo = Callable[[str], object]  # prints a line about what happens
 POLL_SECONDS = 2.0  # seconds between two questions
 
 
@@ -42,7 +42,7 @@ def follow_events(
     account: Account,
     stack_id: str,
     since: datetime,
-    echo: Echo,  # is told each event
+    echo: Echo,  # prints each event
 ) -> Iterator[dict]:
     "Every event of a stack until it has come to rest."
     seen_ids = set()

@@ -166,7 +166,7 @@ def run_process(
     ) as process:
         process.stdin.write(stdin)
         process.stdin.close()
-        lines = [_shown(line.rstrip(), echo) for line in process.stdout]
+        lines = [_echo_line(line.rstrip(), echo) for line in process.stdout]
     if process.returncode:
         raise CloudError(
             f"{' '.join(command[:2])} failed with code {process.returncode}.",
@@ -176,7 +176,7 @@ def run_process(
     return lines
 
 
-def _shown(line: str, echo: Callable[[str], None]) -> str:
+def _echo_line(line: str, echo: Callable[[str], None]) -> str:
     echo(line)
     return line
 

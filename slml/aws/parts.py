@@ -111,13 +111,13 @@ def statement(
     condition: Json | None = None,
 ) -> dict[str, object]:
     "A statement of a policy that allows something."
-    found = {
+    allow = {
         "Sid": name,
         "Effect": "Allow",
         "Action": sorted(actions),
         "Resource": [sub(one) for one in resources],
     }
-    return found | ({"Condition": dict(condition)} if condition else {})
+    return allow | ({"Condition": dict(condition)} if condition else {})
 
 
 def policy_document(statements: Sequence[Json]) -> dict[str, object]:
@@ -130,8 +130,8 @@ def trust_policy(
     people: bool = False,  # also whoever of this account is allowed to by their own policy
 ) -> dict[str, object]:
     "The policy that says who may take on a role: services, on behalf of this account only."
-    here = {"StringEquals": {"aws:SourceAccount": ref("AWS::AccountId")}}
+    same_account = {"StringEquals": {"aws:SourceAccount": ref("AWS::AccountId")}}
     allowed = {"Effect": "Allow", "Action": "sts:AssumeRole"}
-    found = [allowed | {"Principal": {"Service": list(services)}, "Condition": here}]
+    allow = [allowed | {"Principal": {"Service": list(services)}, "Condition": same_account}]
     account = {"AWS": sub("arn:${AWS::Partition}:iam::${AWS::AccountId}:root")}
-    return policy_document(found + [allowed | {"Principal": account}] * people)
+    return policy_document(allow + [allowed | {"Principal": account}] * people)

@@ -104,9 +104,9 @@ def parse_products(
     try:
         prices = [price for text in texts if (price := parse_product(json.loads(text), query, region, date))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        came = f"{type(error).__name__}: {error}"
+        problem = f"{type(error).__name__}: {error}"
         raise CloudError(
-            f"The answer of the Pricing API about {query.code} cannot be understood.", came=came, todo="update slml."
+            f"The answer of the Pricing API about {query.code} cannot be understood.", came=problem, todo="update slml."
         ) from None
     amounts: dict[tuple[str, str, str], set[float]] = {}
     for price in prices:

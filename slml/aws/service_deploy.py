@@ -288,7 +288,7 @@ def plan_rollback(
 # %% ../../nbs/aws/service_deploy.ipynb #42e078c2
 def deploy_service(
     step: ServicePlan,
-    echo: Echo = print,  # is told each step
+    echo: Echo = print,  # prints each step
 ) -> DeployedService:
     "Change a service as it was planned. Raises `CloudError` with the first thing that failed."
     for image in {version.image for version in step.service.releases}:
@@ -299,7 +299,7 @@ def deploy_service(
 def remove_service(
     name: str,  # of the model
     workspace: Workspace,
-    echo: Echo = print,  # is told each step
+    echo: Echo = print,  # prints each step
 ) -> None:
     "Remove a service. Raises `UsageError` where there is none, `CloudError` with the first thing that failed."
     stack = load_service(name, workspace).stack

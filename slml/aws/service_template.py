@@ -42,7 +42,7 @@ class Release:
 def key_fingerprint(
     key: str,  # "": none
 ) -> str:  # 16 hexadecimal digits, "" for none
-    "What tells two keys apart and does not give them away."
+    "A short hash that distinguishes two API keys and does not reveal them."
     return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
 
 # %% ../../nbs/aws/service_template.ipynb #2c27ae37
@@ -175,7 +175,7 @@ def function_environment(
     service: ServiceState,
     version: Release,
 ) -> dict[str, object]:
-    "What the function is told."
+    "The environment variables of the function."
     variables = {
         "SLML_BUNDLE": version.bundle,
         "SLML_BUNDLE_HASH": version.hash,
@@ -276,7 +276,7 @@ UNUSED = ["W2001", "W8001"]
 
 
 def service_outputs(service: ServiceState) -> dict[str, object]:
-    "What the stack tells about itself."
+    "The outputs of the stack."
     return {
         "Url": {"Value": get("Url", "FunctionUrl"), "Description": "where the service answers"},
         "Projects": {"Value": service.project, "Description": "whose it is"},

@@ -58,7 +58,7 @@ PARAMETERS = {
 def stack_outputs(
     projects: Sequence[str],
 ) -> dict[str, object]:
-    "What the stack tells about itself."
+    "The outputs of the stack."
     outputs = {
         "Projects": {"Value": ",".join(projects), "Description": "who shares the stack"},
         "BucketName": {"Value": sub(names.bucket_name(STACK, ACCOUNT, REGION)), "Description": "where everything lies"},

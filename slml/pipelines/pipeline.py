@@ -107,7 +107,7 @@ def final_state(
     step: Step,
     ended: Mapping[str, Run],  # step -> its run
 ) -> StepState:
-    "What is told of a step that has ended."
+    "The state of a step that has ended, to report."
     name, run = step.name, ended[step.name]
     if run.same_as:
         return StepState(name, "cached", note=f"nothing changed since {run.same_as}", run=run.id)
@@ -124,7 +124,7 @@ def current_state(
     ended: Mapping[str, Run],
     runner: Runner,
 ) -> StepState | None:  # None: its turn has not come, or it has just ended
-    "What is told of a step that has not ended."
+    "The state of a step that has not ended, to report."
     state = "" if needed_steps(step) - set(ended) else runner.status(id)
     if state not in ("waiting", "running"):
         return None
@@ -139,7 +139,7 @@ def follow_steps(
     workspace: Workspace,
     report: Report,
 ) -> dict[str, Run]:  # step -> its run, ended
-    "Wait for all steps that were submitted, and tell what becomes of them."
+    "Wait for all steps that were submitted, and report their states."
     runner, ended, reported = open_runner(workspace), dict(submission.done), {}
     pool = ThreadPoolExecutor(max(1, len(submission.ids)))
     waiting = {pool.submit(runner.wait, id): name for name, id in submission.ids.items()}
@@ -174,7 +174,7 @@ def run_pipeline(
     pipeline: Pipeline,
     arguments: Mapping[str, object],  # its parameters, as text or with their types
     workspace: Workspace,
-    report: Report | None = None,  # is told of each change; by default they are shown on stderr
+    report: Report | None = None,  # gets each change of state; by default they are shown on stderr
 ) -> PipelineRun:
     "Run a pipeline. Raises `ParameterError` before anything starts, and `PipelineError` where a step failed."
     values = bind_pipeline(pipeline, arguments)

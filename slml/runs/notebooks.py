@@ -57,6 +57,6 @@ def job_notebook(
 def code_folder(
     notebook: str,  # path or URI
 ) -> Path:
-    "The folder whose commit tells which code a run of a notebook used."
+    "The folder whose git commit identifies the code that a run of a notebook uses."
     path = Path(notebook)
     return project_folder() if path in packaged_notebooks().values() else path.parent
