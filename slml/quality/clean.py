@@ -8,16 +8,15 @@ __all__ = ['BROKEN', 'Ledger', 'kept_rows', 'quarantined_rows', 'clean']
 # %% ../../nbs/quality/clean.ipynb #20dcc9e9
 from collections import Counter
 from collections.abc import Callable, Mapping
-from html import escape
 
 import ibis
 import ibis.expr.types as ir
 from pydantic import BaseModel, ConfigDict
 
 from ..contract.contract import Contract
-from ..contract.rules import LETTERS
+from ..display import Html, bar, concat, element, table, text_table
 from ..errors import ContractError, LedgerError
-from .audit import COLOURS, Marked, bar, mark, suspicions, unnamed
+from .audit import Marked, extra_column_notes, letter_mark, mark, note_list, suspicions
 from .rules import raw_name
 from ..tables.catalog import Catalog, Snapshot
 from ..tables.engine import Engine, use_engine
@@ -132,10 +131,10 @@ def _undo(catalog: Catalog, name: str) -> Callable[[], None]:
 def _ledger(snapshot: Snapshot, marked: Marked, kept: Snapshot, out: Snapshot, engine: Engine) -> Ledger:
     "The ledger of a cleaning that has been written."
     written = engine.table(out)
-    found = engine.read(written.group_by(BROKEN).aggregate(rows=written.count())).to_pylist()
+    groups = engine.read(written.group_by(BROKEN).aggregate(rows=written.count())).to_pylist()
     by_rule: Counter[str] = Counter()
     by_reason: Counter[str] = Counter()
-    for names, rows in ((r[BROKEN], r["rows"]) for r in found):
+    for names, rows in ((r[BROKEN], r["rows"]) for r in groups):
         by_rule.update(dict.fromkeys(names, rows))
         by_reason[" + ".join(names)] += rows
     counts = {rule: by_rule[rule.name] for rule in marked.rules}
@@ -149,30 +148,26 @@ def _ledger(snapshot: Snapshot, marked: Marked, kept: Snapshot, out: Snapshot, e
         letters={rule.name: rule.letter for rule in marked.rules},
         kept_snapshot=kept.ref,
         quarantine_snapshot=out.ref,
-        notes=(*unnamed(marked.extra), *suspicions(counts, snapshot.rows, out.rows)),
+        notes=(*extra_column_notes(marked.extra), *suspicions(counts, snapshot.rows, out.rows)),
     )
 
 # %% ../../nbs/quality/clean.ipynb #73507443
 def _as_text(ledger: Ledger) -> str:
     "The ledger for a terminal."
-    width = max((len(n) for n in ledger.by_rule), default=0)
-    lines = [f"{ledger.rows_in:,} rows in = {ledger.kept:,} kept + {ledger.quarantined:,} quarantined"]
-    broke = sorted(((n, c) for n, c in ledger.by_rule.items() if c), key=lambda pair: -pair[1])
-    lines += [f"  {ledger.letters[n]}  {n:<{width}}  {c:>11,}" for n, c in broke]
-    return "\n".join([*lines, *(f"! {note}" for note in ledger.notes)])
+    title = f"{ledger.rows_in:,} rows in = {ledger.kept:,} kept + {ledger.quarantined:,} quarantined"
+    counts = sorted(((name, count) for name, count in ledger.by_rule.items() if count), key=lambda pair: -pair[1])
+    rows = [(ledger.letters[name], name, f"{count:,}") for name, count in counts]
+    tables = [text_table(("letter", "rule", "rows"), rows)] if rows else []
+    return "\n".join([title, *tables, *(f"! {note}" for note in ledger.notes)])
 
 # %% ../../nbs/quality/clean.ipynb #e8f39bec
-def _as_html(ledger: Ledger) -> str:
+def _as_html(ledger: Ledger) -> Html:
     "The ledger for a notebook."
-    share = {n: c / ledger.rows_in for n, c in ledger.by_rule.items() if c}
-    rows = "".join(
-        f"<tr><td><b title='{LETTERS[ledger.letters[n]]}'>{ledger.letters[n]}</b></td>"
-        f"<td style='text-align:left'>{escape(n)}"
-        f"</td><td>{ledger.by_rule[n]:,}</td><td>{bar(s, COLOURS[ledger.letters[n]])}</td></tr>"
-        for n, s in share.items()
-    )
-    notes = "".join(f"<p>&#9888; {escape(n)}</p>" for n in ledger.notes)
-    return (
-        f"<p><b>{ledger.rows_in:,}</b> rows in = <b>{ledger.kept:,}</b> kept + <b>{ledger.quarantined:,}</b> "
-        f"quarantined</p><table>{rows}</table>{notes}"
-    )
+    counts = {name: count for name, count in ledger.by_rule.items() if count}
+    rows = [
+        (letter_mark(ledger.letters[name]), name, f"{count:,}", bar(count / ledger.rows_in))
+        for name, count in counts.items()
+    ]
+    numbers = [element("b", f"{count:,}") for count in (ledger.rows_in, ledger.kept, ledger.quarantined)]
+    title = element("p", numbers[0], " rows in = ", numbers[1], " kept + ", numbers[2], " quarantined")
+    return concat(title, table(("", "rule", "rows", "share"), rows) if rows else "", note_list(ledger.notes))
