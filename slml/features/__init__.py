@@ -14,7 +14,7 @@ from ..lazy import lazy_exports
 if TYPE_CHECKING:
     from slml.features.encoder import Batch as Batch
     from slml.features.encoder import Encoder as Encoder
-    from slml.features.encoder import Input as Input
+    from slml.features.encoder import ModelInput as ModelInput
     from slml.features.encoder import Target as Target
     from slml.features.features import Features as Features
     from slml.features.features import fit_features as fit_features
@@ -24,7 +24,7 @@ else:
         "Encoder": "encoder",
         "Features": "features",
         "fit_features": "features",
-        "Input": "encoder",
+        "ModelInput": "encoder",
         "Target": "encoder",
     }
     __getattr__, __dir__ = lazy_exports(__name__, NAMES)

@@ -13,20 +13,20 @@ from ..lazy import lazy_exports
 # %% ../../nbs/models/init.ipynb #21375fef
 if TYPE_CHECKING:
     from slml.models.model import Model as Model
-    from slml.models.model import build as build
-    from slml.models.model import load as load
-    from slml.models.model import save as save
+    from slml.models.model import build_model as build_model
+    from slml.models.model import load_model as load_model
+    from slml.models.model import save_model as save_model
     from slml.models.networks import NETWORKS as NETWORKS
     from slml.models.networks import Network as Network
     from slml.models.networks import network_class as network_class
 else:
     NAMES = {
-        "build": "model",
-        "load": "model",
+        "build_model": "model",
+        "load_model": "model",
         "Model": "model",
         "Network": "networks",
         "network_class": "networks",
         "NETWORKS": "networks",
-        "save": "model",
+        "save_model": "model",
     }
     __getattr__, __dir__ = lazy_exports(__name__, NAMES)

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from slml.training.estimators import SlmlRegressor as SlmlRegressor
     from slml.training.fit import History as History
     from slml.training.loader import Loader as Loader
-    from slml.training.metrics import by_slice as by_slice
     from slml.training.metrics import headline as headline
     from slml.training.metrics import measure as measure
+    from slml.training.metrics import slice_metrics as slice_metrics
     from slml.training.tuning import Tuning as Tuning
     from slml.training.tuning import tune as tune
 else:
     NAMES = {
-        "by_slice": "metrics",
+        "slice_metrics": "metrics",
         "headline": "metrics",
         "History": "fit",
         "Loader": "loader",
