@@ -232,7 +232,7 @@ def details_section(
 # %% ../../nbs/serving/evidence.ipynb #8582cc3e
 VERDICTS = {  # as monitoring writes it -> style, heading, explanation
     "nothing": ("", "No action needed", "Requests look like the training data."),
-    "look": ("look", "Investigate", "Requests differ from the training data."),
+    "look": ("look", "Have a look", "Requests differ from the training data."),
     "fix the feed": ("bad", "Fix the feed", "The incoming data is broken or has changed its format."),
     "retrain": ("bad", "Retrain", "The error of the model has risen: concept drift."),
 }

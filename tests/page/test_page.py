@@ -246,7 +246,7 @@ def test_what_the_model_knows(small: Callable, visit: Callable) -> None:
     """Version, data and date; errors, slices, importance and drift as tables with bars of the right length."""
     tab = visit(small(FACTS).url).tab
     text = tab.locator("main").inner_text()
-    for fact in ("small@1", "parcels@5132", "2 April 2023, 06:10 UTC", "0.1.0+3f2a", "4,000", "Investigate"):
+    for fact in ("small@1", "parcels@5132", "2 April 2023, 06:10 UTC", "0.1.0+3f2a", "4,000", "Have a look"):
         assert fact in text
     errors = tab.get_by_role("table", name="Test error")
     assert errors.locator("tbody th").all_inner_texts() == ["this model", "linear", "constant"]
