@@ -7,7 +7,6 @@ __all__ = ['GRACE', 'log_file', 'start_process', 'stop_process', 'complete_recor
            'local_reason', 'LocalRunner']
 
 # %% ../../nbs/runners/local.ipynb #17306ae8
-import json
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from ..errors import SlmlError, StorageError, UsageError
 from ..execution.entry import launch_command
 from ..execution.kernel import STOP_SECONDS
 from ..execution.warm import ForkedProcess, launch_process
-from .runner import prepare_runs, skipped_run
+from .runner import cell_counts, prepare_runs, skipped_run
 from ..runs.environment import workspace_environment
 from ..runs.job import Job
 from ..runs.run import Failure, Reason, Run, load_run, read_run, save_run
@@ -106,11 +105,8 @@ def terminate_run(
 # %% ../../nbs/runners/local.ipynb #429faefe
 def cell_progress(run: Run) -> str:
     "How far the cells of a run have come."
-    if not exists(run.executed):
-        return "its kernel is starting"
-    cells = [c for c in json.loads(read_text(run.executed))["cells"] if c["cell_type"] == "code"]
-    ended = sum(bool(c["metadata"].get("papermill", {}).get("end_time")) for c in cells)
-    return f"{ended} of {len(cells)} cells are done"
+    done, cells = cell_counts(run)
+    return f"{done} of {cells} cells are done" if cells else "its kernel is starting"
 
 
 def local_reason(

@@ -153,7 +153,7 @@ class BatchRuns:
         current = with_batch_state(run, job)
         if current is run or not current.has_ended:
             return current
-        if not job.get("attempts") and current.error.type == "ProcessGone":
+        if not job.get("attempts") and current.error.type in ("ProcessGone", "Skipped"):
             before = [load_run(self.workspace, id) for id in run.after]
             failed = [other for other in before if other.has_ended and other.status != "done"]
             current = skipped_run(run, failed) if failed else current

@@ -26,7 +26,7 @@ from slml.runners.kubernetes.why import (
     waiting_reason,
 )
 from ..retries import PATIENCE, retry_calls, wait_until
-from ..runner import TOLD_TO_END, Destination, is_final, prepare_runs, skipped_run
+from ..runner import TOLD_TO_END, Destination, cell_counts, is_final, prepare_runs, skipped_run
 from ...runs.archive import check_inputs, path_in_project, upload_project
 from ...runs.job import Job
 from ...runs.run import Failure, Reason, Run, load_run, read_run, save_run
@@ -234,7 +234,7 @@ class KubernetesRunner:
         if state == "suspended" and not waits:  # nothing holds it any more but the one that is to wake it
             return waiting_reason(self.cluster.pods(f"{name}-waits"))
         events = self.cluster.events(name) if state == "waiting" and not pods else []
-        return cluster_reason(run, state, pods, events, waits)
+        return cluster_reason(run, state, pods, events, waits, cell_counts(run))
 
 # %% ../../../nbs/runners/kubernetes/runner.ipynb #63944aa9
 def start_when_ready(

@@ -200,6 +200,7 @@ def cluster_reason(
     pods: Sequence[Mapping],  # of the run, the latest last
     events: Sequence[Mapping] = (),  # of its Job, the latest last
     waits: Sequence[str] = (),  # ids of the runs that it waits for
+    cells: tuple[int, int] = (0, 0),  # code cells that are done, and all of them
 ) -> Reason:
     "Why a run stands where it stands, and what to do."
     if run.has_ended:
@@ -208,7 +209,8 @@ def cluster_reason(
         return Reason("suspended", f"It waits for {', '.join(waits) or 'others'} to be done.")
     if state == "running":
         tries = f", attempt {run.attempt}" if run.attempt > 1 else ""
-        return Reason("running", f"It runs on {_node_names(pods)}{tries}.")
+        progress = f"; {cells[0]} of {cells[1]} cells are done" if cells[1] else ""
+        return Reason("running", f"It runs on {_node_names(pods)}{tries}{progress}.")
     if state == "waiting":
         return waiting_reason(pods, events)
     return Reason(state, cluster_failure({}, pods).message, "look at its log: slml logs RUN.")
