@@ -103,7 +103,7 @@ def supervise(
     command: Sequence[str],
     environ: Mapping[str, str],
 ) -> int:  # the exit code
-    "Run a command to its end, which may be asked for."
+    "Run a command to its end, and pass SIGTERM and SIGINT on to it."
     signals: list[int] = []
     process = subprocess.Popen(command, env=environ)
 

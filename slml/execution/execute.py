@@ -154,14 +154,11 @@ def execute(
         try:
             run = save_run(resolve_or_reuse(run, workspace))
         except SlmlError as error:
-            return save_run(replace(run, status="failed", error=_failure(error)))
+            failure = Failure(type(error).__name__, str(error), exit_code=error.exit_code)
+            return save_run(replace(run, status="failed", error=failure))
         run = run if run.has_ended else execute_cells(run, workspace, interruption)
         others = failure_of_other_ranks(run)
         return save_run(replace(run, status="failed", error=others)) if others else run
-
-
-def _failure(error: SlmlError) -> Failure:
-    return Failure(type(error).__name__, str(error), 0, error.exit_code)
 
 # %% ../../nbs/execution/execute.ipynb #d57c25a9
 def main() -> int:  # the exit code: 0 done, 1 failed, 2 called wrongly, 130 interrupted, 143 told to end

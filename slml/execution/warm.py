@@ -238,7 +238,7 @@ def fork_process(
 
 
 def current_umask() -> int:
-    "The bits that new files of this process lack; `os.umask` can only be asked by changing them."
+    "The bits that new files of this process lack; `os.umask` only returns them by changing them."
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
 

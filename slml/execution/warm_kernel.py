@@ -44,9 +44,10 @@ class WarmProvisioner(LocalProvisioner):
         return self.connection_info
 
     def _sockets(self) -> list[str]:
-        found = self.connection_info
-        local = found["transport"] == "ipc"
-        return [f"{found['ip']}-{port}" for name, port in found.items() if name.endswith("_port") and local]
+        connection = self.connection_info
+        local = connection["transport"] == "ipc"
+        ports = [port for name, port in connection.items() if name.endswith("_port")]
+        return [f"{connection['ip']}-{port}" for port in ports] if local else []
 
     async def _until(self, there: Callable[[], bool]) -> None:
         "Wait until something is there or the kernel has ended, but not for long."
@@ -69,13 +70,14 @@ class PromptClient(AsyncKernelClient):
 
     async def _answers(self) -> bool:
         "Whether the kernel answers a question and is then heard to be idle, soon."
-        asked = self.kernel_info()
+        question = self.kernel_info()
         with suppress(Empty):
-            while (reply := await self.get_shell_msg(timeout=1))["parent_header"].get("msg_id") != asked:
+            while (reply := await self.get_shell_msg(timeout=1))["parent_header"].get("msg_id") != question:
                 pass
             while True:
-                said = await self.get_iopub_msg(timeout=0.2)
-                if said["parent_header"].get("msg_id") == asked and said["content"].get("execution_state") == "idle":
+                message = await self.get_iopub_msg(timeout=0.2)
+                idle = message["content"].get("execution_state") == "idle"
+                if idle and message["parent_header"].get("msg_id") == question:
                     self._handle_kernel_info_reply(reply)
                     return True
         return False
@@ -132,7 +134,7 @@ class SlmlEngine:
 
     @staticmethod
     def nb_kernel_name(nb: object, name: str | None = None) -> str:
-        "The kernel that a notebook asks for."
+        "The kernel that a notebook names."
         from papermill.utils import nb_kernel_name
 
         return nb_kernel_name(nb, name)

@@ -46,7 +46,7 @@ def become_process(
     request: ForkRequest,
     streams: Sequence[int],  # descriptors that become standard input, output and error
 ) -> None:
-    "Make this process the one that was asked for."
+    "Make this process the requested one."
     os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -122,7 +122,7 @@ END = struct.Struct("iq")  # exit code (-9: ended by signal 9), memory in KiB
 
 @dataclass(eq=False)
 class ForkedCopy:
-    "A process that was forked, and who asked for it."
+    "A process that was forked, and the connection to its caller."
 
     caller: socket.socket
     pid: int = 0  # 0: not forked yet
@@ -139,7 +139,7 @@ class ForkedCopy:
 # %% ../../nbs/execution/warm_server.ipynb #ce93cfe2
 @dataclass
 class WarmServer:
-    "Answers requests until nobody has come for a while."
+    "Answers requests until none has come for a while."
 
     listener: socket.socket
     lock: int  # descriptor of the file that keeps a second warm process away
@@ -251,7 +251,7 @@ class CopyExit:
         os._exit(self.code)
 
     def run(self, request: ForkRequest) -> None:
-        "Run the module that was asked for, and keep its exit code."
+        "Run the requested module, and keep its exit code."
         self.copy, self.code = True, 1
         try:
             runpy.run_module(request.module, run_name="__main__", alter_sys=True)
@@ -266,7 +266,7 @@ def main(
     idle: float,  # seconds without a request, after which it ends
     names: Sequence[str] = LOADED,  # of the libraries to load
 ) -> None:
-    "What the warm process does; in a copy, what was asked of that."
+    "What the warm process does; in a copy, what the request says."
     atexit.register(copy_exit := CopyExit())  # the first one is called last
     for number in (signal.SIGTERM, signal.SIGHUP):  # whatever its starter did with them
         signal.signal(number, signal.SIG_DFL)

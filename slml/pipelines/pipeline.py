@@ -70,7 +70,7 @@ def submit_step(
     step = submission.pipeline.steps[name]
     values = {key: refer_to_runs(value, submission.ids) for key, value in step.parameters.items()}
     call = job(step.notebook, resolve_references(values, submission.values, submission.done), step.resources)
-    key = "" if call.deferred else fingerprint(call, workspace)
+    key = "" if call.is_deferred else fingerprint(call, workspace)
     earlier_run = find_same_run(key, earlier_runs, workspace) if key and not step.again else None
     if earlier_run:
         submission.done[name] = earlier_run

@@ -73,7 +73,7 @@ def prepare_runs(
             "host": "",
             "pid": 0,
         }
-    keys = fingerprints or [_fingerprint(job, workspace) for job in jobs]
+    keys = fingerprints or ["" if job.is_deferred else fingerprint(job, workspace) for job in jobs]
 
     def make_run(job: Job, key: str) -> Run:
         run = new_run(job.name, job.notebook, job.parameters, workspace)
@@ -84,16 +84,12 @@ def prepare_runs(
     with ThreadPoolExecutor(min(32, len(jobs))) as pool:  # in a bucket each of them takes a tenth of a second
         return list(pool.map(make_run, jobs, keys))
 
-
-def _fingerprint(job: Job, workspace: Workspace) -> str:
-    return "" if job.deferred else fingerprint(job, workspace)
-
 # %% ../../nbs/runners/runner.ipynb #d0e1f061
 TOLD_TO_END = 143  # the exit code of a job that got SIGTERM
 
 
 def is_final(run: Run) -> bool:
-    "Whether the record has the last word: it has ended, and no service may start it again."
+    "Whether the record decides: the run has ended, and no service may start it again."
     return run.has_ended and not (run.error and run.error.exit_code == TOLD_TO_END)
 
 # %% ../../nbs/runners/runner.ipynb #ff873533

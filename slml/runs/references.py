@@ -20,7 +20,7 @@ REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 def find_references(
     value: object,  # a text, or a dictionary or list of texts
 ) -> Iterator[str]:  # what stands between ${ and }
-    "All references in a value."
+    "The references in a value, in their order."
     if isinstance(value, str):
         yield from (reference.strip() for reference in REFERENCE.findall(value))
     elif isinstance(value, Mapping | list):
@@ -95,7 +95,7 @@ def lookup_reference(
 
 
 def _follow(node: object, path: str) -> object:
-    "What lies at a dotted path. Raises `KeyError` with the missing name and those that are there."
+    "The value at a dotted path. Raises `KeyError` with the missing name and the names that there are."
     if not isinstance(node, Mapping):
         raise KeyError(path, [])
     if path in node:  # a name may have a dot of its own

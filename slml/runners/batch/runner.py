@@ -181,13 +181,10 @@ class BatchRuns:
             return replace(run, remote=remote)
         run = self._with_batch_state(replace(read_run(run.folder), remote=remote), job)
         if job.get("status") == "RUNNING" and self.workspace.tracking_uri and not (run.tracking or run.notes):
-            return replace(run, status="running")  # MLflow is told last
-        forgotten = not job and run.status == "waiting" and _seconds_since(run.created) > PATIENCE
+            return replace(run, status="running")  # MLflow is written last
+        age = datetime.now(UTC) - datetime.fromisoformat(run.created)
+        forgotten = not job and run.status == "waiting" and age.total_seconds() > PATIENCE
         return self.close(lost_run(run)) if forgotten else run
-
-
-def _seconds_since(moment: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
 
 # %% ../../../nbs/runners/batch/runner.ipynb #9cffae57
 class BatchRunner:

@@ -27,7 +27,7 @@ class JobFacts:
     front: Mapping = field(default_factory=dict)  # the job at the front of the queue
     scaling: Sequence[Mapping] = ()  # scaling activities of the machines, newest first
     cells: tuple[int, int] = (0, 0)  # code cells that are done, and all of them
-    now: float = 0.0  # milliseconds since 1970, as Batch counts
+    moment: float = 0.0  # of the answers, in milliseconds since 1970, as Batch counts
 
 # %% ../../../nbs/runners/batch/why.ipynb #a8b56dc9
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def _turn_reason(facts: JobFacts) -> Reason:
     again = (
         f"Attempt {tries} was ended ({batch_messages(facts.job)[0]}); " if tries and batch_messages(facts.job) else ""
     )
-    long = duration_since(facts.job.get("createdAt"), facts.now)
+    long = duration_since(facts.job.get("createdAt"), facts.moment)
     shares = _shares(facts.snapshot)
     if position > 1:
         why = f"it waits for its turn{long}, with {_count(position - 1, 'job')} ahead of it in the fair share.{shares}"
@@ -313,7 +313,7 @@ def _running_reason(run: Run, facts: JobFacts) -> Reason:
     job, (done, cells) = facts.job, facts.cells
     before = [text for attempt in job.get("attempts") or () if (text := attempt.get("statusReason"))]  # that ended
     tries = max(run.attempt, len(before) + 1)
-    long = duration_since(job.get("startedAt"), facts.now)
+    long = duration_since(job.get("startedAt"), facts.moment)
     far = f"; {done} of {cells} cells are done" if cells else ""
     again = f" The attempt before was ended: {before[-1]}" if before else ""
     return Reason("RUNNING", f"It runs{long}{f', attempt {tries}' if tries > 1 else ''}{far}.{again}")

@@ -34,7 +34,7 @@ def object_name(
 def label_value(
     text: str,
 ) -> str:  # at most 63 characters
-    "A text as the value of a label, by which things are found and costs are told apart."
+    "A text as the value of a label, by which things are found and costs are split."
     return re.sub("[^A-Za-z0-9._-]", "-", text)[:63].strip("._-")
 
 # %% ../../../nbs/runners/kubernetes/manifest.ipynb #25aacfb8

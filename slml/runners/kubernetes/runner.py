@@ -168,7 +168,7 @@ class KubernetesRunner:
         if state in ("running", "waiting", "suspended") and fetches:
             return replace(run, status="running" if state == "running" else "waiting", error=None), state, pods
         save_log(run, pods, self.cluster)
-        run = read_run(run.folder)  # it may have written its last word since
+        run = read_run(run.folder)  # it may have ended its record since
         over = with_cluster_state(run, state, job, pods)
         if over is not run:
             over = save_run(over)

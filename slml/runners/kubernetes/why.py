@@ -9,7 +9,7 @@ __all__ = ['END_CONDITIONS', 'TIMED_OUT', 'CAUSES', 'SYNONYMS', 'TODO', 'WAIT_FO
 
 # %% ../../../nbs/runners/kubernetes/why.ipynb #76021128
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from ...runs.run import Failure, Reason, Run
 
@@ -48,7 +48,7 @@ def job_state(
 
 def held_conditions(
     object: Mapping,  # a Job or a pod
-    status: str = "True",  # "False": those that do not hold, which is told as well
+    status: str = "True",  # "False": those that do not hold
 ) -> list[Mapping]:
     "The conditions of a Job or a pod that hold."
     return [
@@ -185,13 +185,9 @@ def lacks_image(
     seconds: float = IMAGE_SECONDS,
 ) -> bool:
     "Whether a pod has been waiting for its image for too long."
-    moment = datetime.now(UTC)
-    old = [pod for pod in pods if (moment - _creation_time(pod)).total_seconds() > seconds]
+    since = datetime.now(UTC) - timedelta(seconds=seconds)
+    old = [pod for pod in pods if datetime.fromisoformat(pod["metadata"]["creationTimestamp"]) < since]
     return any(CAUSES.get(why, ("",))[0] == "ImageNotFound" for pod in old for why, _ in pod_messages(pod))
-
-
-def _creation_time(pod: Mapping) -> datetime:
-    return datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
 
 # %% ../../../nbs/runners/kubernetes/why.ipynb #130101a7
 def cluster_reason(
