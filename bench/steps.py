@@ -14,38 +14,35 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
+from results import write_results
 
 from slml import Catalog, Workspace, audit, clean, open_engine, sample, split
+from slml.display import text_table
 from slml.features.encoder import Encoder
 from slml.tables.ingest import ingest_files
 from slml.taxi import contract, generate
 from slml.training.loader import Loader
 
-
-def timed(work: Callable[[], object]) -> tuple[float, object]:
-    """The seconds that a call takes, and what it gives."""
-    begun = time.perf_counter()
-    found = work()
-    return time.perf_counter() - begun, found
+HEADER = ("step", "seconds", "rows/s", "peak MiB")
 
 
-def measure(rows: int, folder: Path) -> Table:
-    """All steps, one after the other, as a table."""
-    table = Table("step", "seconds", "rows/s", "peak MiB", title=f"{rows:,} synthetic trips", title_justify="left")
+def measure(rows: int, folder: Path) -> list[list[str]]:
+    """All steps, one after the other; a line of the table for each."""
+    lines = []
 
     def step(name: str, work: Callable[[], object], count: int = rows) -> object:
-        seconds, found = timed(work)
+        start = time.perf_counter()
+        result = work()
+        seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        table.add_row(name, f"{seconds:.2f}", f"{count / seconds:,.0f}", f"{peak:,.0f}")
-        return found
+        lines.append([name, f"{seconds:.2f}", f"{count / seconds:,.0f}", f"{peak:,.0f}"])
+        return result
 
     workspace, taxi = Workspace(root=str(folder / "slml"), project="bench"), contract()
-    made = step("generate", lambda: generate(folder / "trips", rows))
-    files = [str(file) for file in made.files]
+    generated = step("generate", lambda: generate(folder / "trips", rows))
+    files = [str(file) for file in generated.files]
     step("ingest", lambda: ingest_files(f"{folder}/trips/*.txt", "raw", workspace))
-    step("  DuckDB read_csv to Parquet", lambda: to_parquet(files, folder / "peer.parquet"))
+    step("DuckDB read_csv to Parquet", lambda: to_parquet(files, folder / "peer.parquet"))
     catalog = Catalog(workspace)
     with open_engine(workspace) as engine:
         raw = catalog.snapshot("raw")
@@ -53,13 +50,13 @@ def measure(rows: int, folder: Path) -> Table:
         step("clean", lambda: clean(raw, taxi, catalog, engine, kept="kept", quarantine="out"))
         kept = catalog.snapshot("kept")
         parts = step("split", lambda: split(kept, engine, {"train": 0.64, "valid": 0.16, "test": 0.2}), kept.rows)
-        few = step("sample of 10,000", lambda: engine.read(sample(kept, engine, rows=10_000)), kept.rows)
-        encoder = Encoder.fit(few, taxi)
+        sampled = step("sample of 10,000", lambda: engine.read(sample(kept, engine, rows=10_000)), kept.rows)
+        encoder = Encoder.fit(sampled, taxi)
         train = Loader(kept.files, parts.part("train"), encoder, 4096, columns=encoder.columns)
         for epoch in (1, 2):
             step(f"loader, epoch {epoch}", lambda n=epoch: sum(len(b.target) for b in train.iter_epoch(n)), train.rows)
-    step("  pandas read_csv", lambda: [pd.read_csv(file, sep="|", low_memory=False) for file in files])
-    return table
+    step("pandas read_csv", lambda: [pd.read_csv(file, sep="|", low_memory=False) for file in files])
+    return lines
 
 
 def to_parquet(files: list[str], path: Path) -> None:
@@ -73,7 +70,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     rows = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as folder:
-        Console().print(measure(rows, Path(folder)))
+        lines = measure(rows, Path(folder))
+    title, note = f"Steps on {rows:,} synthetic trips", "In one process, one after the other; peak memory so far."
+    write_results("steps", title, HEADER, lines, note)
+    print(text_table(HEADER, lines))
 
 
 if __name__ == "__main__":

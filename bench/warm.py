@@ -15,7 +15,9 @@ from pathlib import Path
 
 import nbformat
 from papermill import execute_notebook
+from results import write_results
 
+from slml.display import text_table
 from slml.execution import warm
 
 EMPTY = nbformat.v4.new_notebook(
@@ -68,9 +70,10 @@ def main() -> None:
             "papermill's engine, in a process": lambda: in_process(path, "nbclient"),
             "slml's engine, in a process": lambda: in_process(path, "slml"),
         }
-        print(f"{'an empty notebook, seconds':40s}{'once':>8s}{f'{times} in a row':>14s}")
-        for name, do in ways.items():
-            print(f"{name:40s}{seconds(do, 1):8.2f}{seconds(do, times):14.2f}", flush=True)
+        header = ("an empty notebook", "once, s", f"{times} in a row, s")
+        lines = [[name, f"{seconds(do, 1):.2f}", f"{seconds(do, times):.2f}"] for name, do in ways.items()]
+    write_results("warm", "Running an empty notebook", header, lines)
+    print(text_table(header, lines))
 
 
 if __name__ == "__main__":
