@@ -166,7 +166,10 @@ def run_process(
     ) as process:
         process.stdin.write(stdin)
         process.stdin.close()
-        lines = [_echo_line(line.rstrip(), echo) for line in process.stdout]
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            echo(lines[-1])
     if process.returncode:
         raise CloudError(
             f"{' '.join(command[:2])} failed with code {process.returncode}.",
@@ -174,11 +177,6 @@ def run_process(
             todo="correct what it complains about and call again: what was built so far is kept.",
         )
     return lines
-
-
-def _echo_line(line: str, echo: Callable[[str], None]) -> str:
-    echo(line)
-    return line
 
 # %% ../../nbs/aws/image.ipynb #a78f7df3
 BASE = f"public.ecr.aws/docker/library/python:{sys.version_info.major}.{sys.version_info.minor}-slim"

@@ -132,6 +132,6 @@ def trust_policy(
     "The policy that says who may take on a role: services, on behalf of this account only."
     same_account = {"StringEquals": {"aws:SourceAccount": ref("AWS::AccountId")}}
     allowed = {"Effect": "Allow", "Action": "sts:AssumeRole"}
-    allow = [allowed | {"Principal": {"Service": list(services)}, "Condition": same_account}]
+    statements = [allowed | {"Principal": {"Service": list(services)}, "Condition": same_account}]
     account = {"AWS": sub("arn:${AWS::Partition}:iam::${AWS::AccountId}:root")}
-    return policy_document(allow + [allowed | {"Principal": account}] * people)
+    return policy_document(statements + [allowed | {"Principal": account}] * people)

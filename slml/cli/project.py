@@ -22,7 +22,9 @@ def init_command(
 ) -> None:
     """Write a project to start from: settings, pipelines, job notebooks, a CI workflow and a first notebook.
 
-    Files that exist stay as they are. Example: `slml init fares`"""
+    Files that exist stay as they are.
+
+    Example: `slml init fares`"""
     from slml.pipelines.project import create_project
 
     written = [os.path.relpath(path) for path in create_project(folder)]
