@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'TARGET_UNIT', 'VERDICTS', 'Bar', 'is_finite', 'breakable_name', 'bar_table', 'metric_unit', 'headline_of',
-           'other_metrics', 'error_section', 'readable_interval', 'slice_section', 'feature_label',
-           'importance_section', 'readable_time', 'details_section', 'drift_section']
+           'other_metrics', 'render_errors', 'readable_interval', 'render_slices', 'feature_label', 'render_importance',
+           'readable_time', 'render_details', 'render_drift']
 
 # %% ../../nbs/serving/evidence.ipynb #d80de744
 import math
@@ -126,7 +126,7 @@ def other_metrics(
     return element("p", f"Other metrics: {text}.") if text else None
 
 # %% ../../nbs/serving/evidence.ipynb #a17ba544
-def error_section(
+def render_errors(
     contract: Mapping,  # contract.json
     metrics: Mapping,  # metrics.json: test, and baselines by name
     metric: str,  # that decides
@@ -153,7 +153,7 @@ def readable_interval(
     return f"{interval[1]} to {interval[2]}" if interval else text
 
 # %% ../../nbs/serving/evidence.ipynb #d8a7582b
-def slice_section(
+def render_slices(
     contract: Mapping,  # contract.json
     evaluation: Mapping,  # page.json
     metric: str,  # that the slices are measured in
@@ -184,7 +184,7 @@ def feature_label(
     return (kind, columns) if ", " in columns else (columns, kind)
 
 # %% ../../nbs/serving/evidence.ipynb #5b3b5621
-def importance_section(
+def render_importance(
     evaluation: Mapping,  # page.json
 ) -> Html | None:
     "The feature importance, the largest first."
@@ -207,7 +207,7 @@ def readable_time(text: object) -> str:
     return f"{time.day} {time:%B %Y, %H:%M} {time.tzname() or ''}".rstrip()
 
 # %% ../../nbs/serving/evidence.ipynb #04f218c4
-def details_section(
+def render_details(
     facts: Mapping,  # as `render_page` takes them
 ) -> Html:
     "What the model was trained on, when, and with which code."
@@ -238,7 +238,7 @@ VERDICTS = {  # as monitoring writes it -> style, heading, explanation
 }
 
 # %% ../../nbs/serving/evidence.ipynb #ceb12bdd
-def drift_section(
+def render_drift(
     drift: Mapping | None,  # monitor.json: at, verdict, columns with their scores, and the url of the report
 ) -> Html | None:
     "The verdict of monitoring; nothing when it has not run."

@@ -15,12 +15,12 @@ from pathlib import Path
 import slml
 from ..display import Html, concat, element, escape
 from slml.serving.evidence import (
-    details_section,
-    drift_section,
-    error_section,
     headline_of,
-    importance_section,
-    slice_section,
+    render_details,
+    render_drift,
+    render_errors,
+    render_importance,
+    render_slices,
 )
 from .form import form_field, input_columns, render_answer, render_form
 
@@ -65,13 +65,13 @@ def _sections(facts: Mapping) -> Html:
     contract, metrics, evaluation = facts["contract"], facts.get("metrics") or {}, facts.get("page") or {}
     metric, drift = headline_of(metrics, evaluation), facts.get("drift")
     sections = [
-        error_section(contract, metrics, metric),
-        details_section(facts),
-        slice_section(contract, evaluation, metric, (metrics.get("test") or {}).get(metric)),
-        importance_section(evaluation),
+        render_errors(contract, metrics, metric),
+        render_details(facts),
+        render_slices(contract, evaluation, metric, (metrics.get("test") or {}).get(metric)),
+        render_importance(evaluation),
     ]
     calm = not drift or drift.get("verdict") == "nothing"
-    return concat(*sections, drift_section(drift)) if calm else concat(drift_section(drift), *sections)
+    return concat(*sections, render_drift(drift)) if calm else concat(render_drift(drift), *sections)
 
 # %% ../../nbs/serving/page.ipynb #f28071e9
 def render_page(
