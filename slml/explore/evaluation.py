@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from .. import display
@@ -83,8 +84,8 @@ class Evaluation:
 # %% ../../nbs/explore/evaluation.ipynb #9781d387
 def _figure(evaluation: Evaluation) -> Figure:
     "The three plots side by side."
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    truth, slices, columns = figure.subplots(1, 3)
+    figure, (truth, slices, columns) = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    plt.close(figure)  # it is shown by whoever asked for it, and not a second time at the end of the cell
     plot_against_target(evaluation.task, evaluation.target, evaluation.prediction, truth)
     rows = evaluation.slices[evaluation.metric]
     slices.barh([str(name) for name in rows.index], rows, color="C0")

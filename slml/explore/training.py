@@ -167,7 +167,7 @@ def train(
     batch_rows: int = 0,  # rows in a step; 0: chosen by the number of rows
     max_seconds: float = 3600.0,  # seconds, at most
     seed: int = 0,  # of the split, the weights, the order of the rows and the dropout
-    progress: bool = True,  # show a bar
+    progress: bool = True,  # show a bar, unless TQDM_DISABLE is set
     workspace: Workspace | None = None,  # by default the one of the current folder
     engine: Engine | None = None,  # by default one is opened for this call
 ) -> TrainedModel:
@@ -199,7 +199,7 @@ def train(
             max_seconds=max_seconds,
             seed=seed,
             checkpoint=checkpoint_file(facts, workspace),
-            progress=progress,
+            progress=progress and not os.environ.get("TQDM_DISABLE"),
         )
         trained = TrainedModel(model, encoder, contract, snapshot, split, history, run, workspace)
         return replace(trained, run=tracker.write(_finish(run, trained))) if tracker else trained
