@@ -132,13 +132,13 @@ def _check_references(contract: Contract) -> None:
 # %% ../../nbs/contract/contract.ipynb #79ff7b94
 def _check_unique_names(contract: Contract) -> None:
     "Raises ContractError where two columns, two rules or two features have one name."
-    for what in ("columns", "rules", "features"):
-        names = [part.name for part in getattr(contract, what)]
+    for part_kind in ("columns", "rules", "features"):
+        names = [part.name for part in getattr(contract, part_kind)]
         repeated = sorted({n for n in names if names.count(n) > 1})
         if repeated:
-            todo = "join the two, or give one of them another name=." if what == "rules" else "drop one."
+            todo = "join the two, or give one of them another name=." if part_kind == "rules" else "drop one."
             raise ContractError(
-                f"Contract '{contract.name}' has two {what} called '{repeated[0]}'.",
+                f"Contract '{contract.name}' has two {part_kind} called '{repeated[0]}'.",
                 expected="one name for one thing",
                 todo=todo,
             )
@@ -183,8 +183,8 @@ def _check_rule(rule: Rule, types: Mapping[str, str]) -> None:
                 f"The rule '{rule.name}' cannot read '{name}'.", expected=" or ".join(rule.accepts), came=types[name]
             )
     if isinstance(rule, Ordered) and len({_FAMILIES[types[name]] for name in rule.columns}) > 1:
-        came = " and ".join(types[name] for name in rule.columns)
-        raise ContractError(f"The columns of '{rule.name}' cannot be compared.", came=came)
+        column_types = " and ".join(types[name] for name in rule.columns)
+        raise ContractError(f"The columns of '{rule.name}' cannot be compared.", came=column_types)
 
 # %% ../../nbs/contract/contract.ipynb #134262e4
 def _check_feature(contract: Contract, feature: Feature, name: str, column_type: str) -> None:

@@ -37,11 +37,11 @@ class Rule(Data):
     @model_validator(mode="after")
     def _set_name(self) -> "Rule":
         if not self.name:
-            self.__dict__["name"] = f"{', '.join(self.columns)}: {_spaced(type(self).__name__)}"
+            self.__dict__["name"] = f"{', '.join(self.columns)}: {_split_words(type(self).__name__)}"
         return self
 
 
-def _spaced(name: str) -> str:
+def _split_words(name: str) -> str:
     "`InsideBox` as `inside box`."
     return re.sub(r"(?<!^)(?=[A-Z])", " ", name).lower()
 
@@ -241,8 +241,8 @@ class Expression(Rule):
         "The names in the expression, functions and words of SQL left out as far as they can be told."
         bare = re.sub(r"'[^']*'", " ", self.sql)
         names = re.findall(r'"([^"]+)"|\b([A-Za-z_]\w*)\b(?!\s*\()', bare)
-        words = (quoted or word for quoted, word in names if quoted or word.upper() not in _SQL)
-        return tuple(dict.fromkeys(words))
+        column_names = (quoted or word for quoted, word in names if quoted or word.upper() not in _SQL)
+        return tuple(dict.fromkeys(column_names))
 
 
 _SQL = frozenset(

@@ -35,8 +35,8 @@ def ledger_bar(ledger: Ledger) -> Html:
     for name, count, colour in ledger_pieces(ledger):
         width, share = 100 * count / total, f"{count / total:.2%}"
         title = element("title", f"{name}: {count:,} rows ({share})")
-        place = {"x": f"{start:.3f}", "y": 0, "width": f"{width:.3f}", "height": 10}
-        rectangles.append(element("rect", title, **place, fill=colour))
+        position = {"x": f"{start:.3f}", "y": 0, "width": f"{width:.3f}", "height": 10}
+        rectangles.append(element("rect", title, **position, fill=colour))
         dot = element("span", class_="dot", style=f"background:{colour}")
         items.append(element("li", dot, name, " ", element("b", f"{count:,}"), " ", element("small", share)))
         start += width

@@ -63,26 +63,28 @@ def stored_types(
 # %% ../../nbs/quality/rules.ipynb #3946f4c9
 def read_as(
     value: ir.Value,
-    wanted: str,  # type of the contract
+    declared: str,  # type of the contract
     format: str = "",  # strptime, or several joined by " or "; empty for ISO
 ) -> ir.Value:
-    "The value as the wanted type, null where it cannot be read as that."
+    "The value as the declared type, null where it cannot be read as that."
     if value.type().is_string():
-        return _READERS[wanted](value, format)
-    if wanted == "float":
+        return _READERS[declared](value, format)
+    if declared == "float":
         number = value.cast("float64")
         return number.isnan().ifelse(ibis.null("float64"), number) if value.type().is_floating() else number
-    if value.type().is_floating() and wanted in ("int", "bool"):
-        return _whole(value) if wanted == "int" else value.isin([0.0, 1.0]).ifelse(value == 1, ibis.null("boolean"))
-    if value.type().is_integer() and wanted == "bool":
+    if value.type().is_floating() and declared in ("int", "bool"):
+        return (
+            _as_whole(value) if declared == "int" else value.isin([0.0, 1.0]).ifelse(value == 1, ibis.null("boolean"))
+        )
+    if value.type().is_integer() and declared == "bool":
         return value.isin([0, 1]).ifelse(value == 1, ibis.null("boolean"))
-    return value.cast(DTYPES[wanted])
+    return value.cast(DTYPES[declared])
 
 
-def _whole(number: ir.FloatingValue) -> ir.Value:
+def _as_whole(number: ir.FloatingValue) -> ir.Value:
     "The number as int, null where it has a fraction."
-    cut = number.try_cast("int64")
-    return (cut.cast("float64") == number).ifelse(cut, ibis.null("int64"))
+    whole = number.try_cast("int64")
+    return (whole.cast("float64") == number).ifelse(whole, ibis.null("int64"))
 
 # %% ../../nbs/quality/rules.ipynb #6d121341
 def _text(value: ir.StringValue, format: str) -> ir.Value:
@@ -130,14 +132,14 @@ _READERS: dict[str, Callable[[ir.StringValue, str], ir.Value]] = {
 # %% ../../nbs/quality/rules.ipynb #fbef1d0a
 def is_there(
     stored: ir.Value,
-    wanted: str,  # type of the contract
+    declared: str,  # type of the contract
 ) -> ir.BooleanValue:
     "Whether a stored value says anything; null, blank text and NaN do not."
     if stored.type().is_floating():
         return stored.notnull() & ~stored.isnan()
     if not stored.type().is_string():
         return stored.notnull()
-    return stored.notnull() & stored.strip().lower().notin(["", "nan"] if wanted == "float" else [""])
+    return stored.notnull() & stored.strip().lower().notin(["", "nan"] if declared == "float" else [""])
 
 # %% ../../nbs/quality/rules.ipynb #bc50228e
 def check_columns(
@@ -174,65 +176,67 @@ def prepare(
     formats |= {r.column: r.format for r in rules if isinstance(r, ParsesAs) and r.format}
     stored = table.select(**{raw_name(n): table[n] for n in table.columns})
 
-    def typed(seen: ir.Table, name: str) -> ir.Value:
-        return read_as(seen[raw_name(name)], contract.column(name).type, formats[name])
+    def typed_column(prepared: ir.Table, name: str) -> ir.Value:
+        return read_as(prepared[raw_name(name)], contract.column(name).type, formats[name])
 
     uniques = [r for r in rules if isinstance(r, Unique)]
-    keys = {_key(r, c): typed(stored, c) for r in uniques for c in r.columns}
-    placed = _placed(stored.mutate(**keys), uniques, stored.columns, hashed) if uniques else stored
-    seen = placed.mutate(**{c.name: typed(placed, c.name) for c in contract.columns if not c.sql})
-    computed = {c.name: _computed(c, seen) for c in contract.columns if c.sql}
-    seen = seen.mutate(**computed, **{raw_name(name): value for name, value in computed.items()})
+    keys = {_key_column(r, c): typed_column(stored, c) for r in uniques for c in r.columns}
+    ordered = _with_key_order(stored.mutate(**keys), uniques, stored.columns, hashed) if uniques else stored
+    prepared = ordered.mutate(**{c.name: typed_column(ordered, c.name) for c in contract.columns if not c.sql})
+    computed = {c.name: _computed_value(c, prepared) for c in contract.columns if c.sql}
+    prepared = prepared.mutate(**computed, **{raw_name(name): value for name, value in computed.items()})
     for rule in rules:
         if isinstance(rule, Equals):
-            seen = _looked_up(seen, rule, contract, references)
-    return seen
+            prepared = _join_reference(prepared, rule, contract, references)
+    return prepared
 
 
-def _computed(column: Column, seen: ir.Table) -> ir.Value:
+def _computed_value(column: Column, prepared: ir.Table) -> ir.Value:
     "The value of a column that the table does not hold."
-    return read_as(from_sql(column.sql, seen, f"column '{column.name}'"), column.type)
+    return read_as(from_sql(column.sql, prepared, f"column '{column.name}'"), column.type)
 
 # %% ../../nbs/quality/rules.ipynb #68f06303
-def _key(rule: Unique, column: str) -> str:
+def _key_column(rule: Unique, column: str) -> str:
     return f"key {rule.name} {column}"
 
 
-def _place(rule: Unique) -> str:
-    return f"place {rule.name}"
+def _order_column(rule: Unique) -> str:
+    return f"order {rule.name}"
 
 
-def _placed(
+def _with_key_order(
     stored: ir.Table,  # the raw columns and the typed keys
     uniques: Sequence[Unique],
     raw: Sequence[str],  # names of the raw columns
     hashed: Callable[[ir.Table, Sequence[str]], ir.Table],
 ) -> ir.Table:
-    "The table with the place of each row among those of the same key, from 0."
-    flagged = reduce(_flagged, uniques, stored)
-    repeated = reduce(lambda a, b: a | b, (flagged[f"again {r.name}"] for r in uniques))
-    once = flagged.filter(~repeated).mutate(**{_place(r): ibis.literal(0, "int64") for r in uniques})
-    often = hashed(flagged.filter(repeated), list(raw))
-    often = often.mutate(**{_place(r): _order(often, r) for r in uniques})
-    names = [*raw, *map(_place, uniques)]
-    return once.select(*names).union(often.select(*names))
+    "The table with the position of each row among those of the same key, from 0."
+    flagged = reduce(_with_repeat_flag, uniques, stored)
+    repeated = reduce(lambda a, b: a | b, (flagged[f"repeated {r.name}"] for r in uniques))
+    unrepeated = flagged.filter(~repeated).mutate(**{_order_column(r): ibis.literal(0, "int64") for r in uniques})
+    repeated_rows = hashed(flagged.filter(repeated), list(raw))
+    repeated_rows = repeated_rows.mutate(**{_order_column(r): _key_order(repeated_rows, r) for r in uniques})
+    names = [*raw, *map(_order_column, uniques)]
+    return unrepeated.select(*names).union(repeated_rows.select(*names))
 
 # %% ../../nbs/quality/rules.ipynb #93f584df
-def _flagged(table: ir.Table, rule: Unique) -> ir.Table:
+def _with_repeat_flag(table: ir.Table, rule: Unique) -> ir.Table:
     "The table with a column that says whether the row's key is there more than once."
-    keys = [_key(rule, c) for c in rule.columns]
-    known = table.select(*keys).drop_null(keys)
-    again = known.group_by(keys).aggregate(n=known.count()).filter(lambda t: t.n > 1).drop("n")
-    again = again.rename({f"{k} again": k for k in keys})
-    joined = table.left_join(again, [table[k] == again[f"{k} again"] for k in keys])
-    flag = {f"again {rule.name}": joined[f"{keys[0]} again"].notnull()}
-    return joined.mutate(**flag).drop(*again.columns)
+    keys = [_key_column(rule, c) for c in rule.columns]
+    keyed_rows = table.select(*keys).drop_null(keys)
+    repeated = keyed_rows.group_by(keys).aggregate(n=keyed_rows.count()).filter(lambda t: t.n > 1).drop("n")
+    repeated = repeated.rename({f"{k} repeated": k for k in keys})
+    joined = table.left_join(repeated, [table[k] == repeated[f"{k} repeated"] for k in keys])
+    flag = {f"repeated {rule.name}": joined[f"{keys[0]} repeated"].notnull()}
+    return joined.mutate(**flag).drop(*repeated.columns)
 
 
-def _order(often: ir.Table, rule: Unique) -> ir.Value:
-    "The place by content among the rows of one key; 0 where the key repeats for another rule only."
-    window = ibis.window(group_by=[often[_key(rule, c)] for c in rule.columns], order_by=often["row_hash"])
-    return often[f"again {rule.name}"].ifelse(ibis.row_number().over(window), 0)
+def _key_order(repeated_rows: ir.Table, rule: Unique) -> ir.Value:
+    "The position by content among the rows of one key; 0 where the key repeats for another rule only."
+    window = ibis.window(
+        group_by=[repeated_rows[_key_column(rule, c)] for c in rule.columns], order_by=repeated_rows["row_hash"]
+    )
+    return repeated_rows[f"repeated {rule.name}"].ifelse(ibis.row_number().over(window), 0)
 
 # %% ../../nbs/quality/rules.ipynb #9a688560
 def _reference(rule: Equals, references: Mapping[str, ir.Table]) -> tuple[ir.Value, ir.Value]:  # key, value
@@ -255,23 +259,23 @@ def _reference(rule: Equals, references: Mapping[str, ir.Table]) -> tuple[ir.Val
     return reference[names[0]], reference[names[1]]
 
 # %% ../../nbs/quality/rules.ipynb #c7efb95e
-def _looked_up(seen: ir.Table, rule: Equals, contract: Contract, references: Mapping[str, ir.Table]) -> ir.Table:
+def _join_reference(seen: ir.Table, rule: Equals, contract: Contract, references: Mapping[str, ir.Table]) -> ir.Table:
     "The table with the value that the reference gives for each row; raises ContractError."
-    on, value = _reference(rule, references)
-    of = {c.name: (c.type, c.format) for c in contract.columns}
-    key, named = f"key {rule.name}", f"reference {rule.name}"
-    known = references[rule.reference].select(
-        **{key: read_as(on, *of[rule.on]), named: read_as(value, *of[rule.column])}
+    reference_key, value = _reference(rule, references)
+    columns = {c.name: (c.type, c.format) for c in contract.columns}
+    key, value_name = f"key {rule.name}", f"reference {rule.name}"
+    values = references[rule.reference].select(
+        **{key: read_as(reference_key, *columns[rule.on]), value_name: read_as(value, *columns[rule.column])}
     )
-    known = known.filter(known[key].notnull()).distinct()
-    _one_answer(known, key, rule)
-    return seen.left_join(known, seen[rule.on] == known[key]).drop(key)
+    values = values.filter(values[key].notnull()).distinct()
+    _check_one_value(values, key, rule)
+    return seen.left_join(values, seen[rule.on] == values[key]).drop(key)
 
 
-def _one_answer(known: ir.Table, key: str, rule: Equals) -> None:
+def _check_one_value(values: ir.Table, key: str, rule: Equals) -> None:
     "Raises ContractError when the reference gives two values for one key."
-    counted = known.aggregate(rows=known.count(), keys=known[key].nunique())
-    rows, keys = (int(v) for v in counted.to_pyarrow().to_pylist()[0].values())
+    totals = values.aggregate(rows=values.count(), keys=values[key].nunique())
+    rows, keys = (int(v) for v in totals.to_pyarrow().to_pylist()[0].values())
     if rows != keys:
         raise ContractError(
             f"The reference table '{rule.reference}' gives {rows:,} values for {keys:,} keys.",
@@ -335,13 +339,13 @@ def _(rule: Matches | SameFormat, table: ir.Table) -> ir.BooleanValue:
 # %% ../../nbs/quality/rules.ipynb #768f5545
 @violates.register
 def _(rule: Unique, table: ir.Table) -> ir.BooleanValue:
-    return table[_place(rule)] > 0
+    return table[_order_column(rule)] > 0
 
 
 @violates.register
 def _(rule: Equals, table: ir.Table) -> ir.BooleanValue:
-    value, known = table[rule.column], table[f"reference {rule.name}"]
-    return value.notnull() & table[rule.on].notnull() & (known.isnull() | (value != known))
+    value, expected = table[rule.column], table[f"reference {rule.name}"]
+    return value.notnull() & table[rule.on].notnull() & (expected.isnull() | (value != expected))
 
 # %% ../../nbs/quality/rules.ipynb #d10ecf1c
 @violates.register
@@ -364,10 +368,10 @@ def _(rule: SameUnit, table: ir.Table) -> ir.BooleanValue:
 # %% ../../nbs/quality/rules.ipynb #b907d4c9
 @violates.register
 def _(rule: Expression, table: ir.Table) -> ir.BooleanValue:
-    found = from_sql(rule.sql, table, f"rule '{rule.name}'")
-    if not isinstance(found, ir.BooleanValue):
-        raise ContractError(f"The rule '{rule.name}' is not true or false.", came=f"{rule.sql}: {found.type()}")
-    return ~found
+    condition = from_sql(rule.sql, table, f"rule '{rule.name}'")
+    if not isinstance(condition, ir.BooleanValue):
+        raise ContractError(f"The rule '{rule.name}' is not true or false.", came=f"{rule.sql}: {condition.type()}")
+    return ~condition
 
 # %% ../../nbs/quality/rules.ipynb #2533bf4d
 def from_sql(
