@@ -24,13 +24,13 @@ SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1
 
 
 def memory() -> float:
-    """The most memory that this process has held, MB."""
+    """The peak memory of this process, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def tell(start: float, said: dict) -> None:
-    """A window, what was said of it, and what that took."""
-    print(json.dumps({"seconds": time.perf_counter() - start, "memory": memory(), **said}), flush=True)
+def print_result(start: float, result: dict) -> None:
+    """The findings of a window, with time and memory, as a line of JSON."""
+    print(json.dumps({"seconds": time.perf_counter() - start, "memory": memory(), **result}), flush=True)
 
 
 def by_evidently(folder: Path) -> None:
@@ -50,18 +50,18 @@ def by_evidently(folder: Path) -> None:
         table = pd.read_parquet(path).astype(dict.fromkeys(codes, "object"))
         return Dataset.from_pandas(table, data_definition=definition)
 
-    known = dataset(folder / "reference.parquet")
+    reference = dataset(folder / "reference.parquet")
     for path in sorted(folder.glob("window-*.parquet")):
         start = time.perf_counter()
         try:
-            result = json.loads(Report([DataDriftPreset()]).run(dataset(path), known).json())
-            said = {"said": [column for metric in result["metrics"] if (column := drifted(metric))]}
+            result = json.loads(Report([DataDriftPreset()]).run(dataset(path), reference).json())
+            result = {"said": [column for metric in result["metrics"] if (column := drifted_column(metric))]}
         except Exception as error:  # whatever it is, it is what a user would see
-            said = {"said": [f"{type(error).__name__}: {error}"[:120]]}
-        tell(start, said)
+            result = {"said": [f"{type(error).__name__}: {error}"[:120]]}
+        print_result(start, result)
 
 
-def drifted(metric: dict) -> str:
+def drifted_column(metric: dict) -> str:
     """The column of one of Evidently's metrics, if by its own test and limit it has drifted."""
     config, value = metric["config"], metric["value"]
     if "ValueDrift" not in config["type"]:
@@ -72,21 +72,22 @@ def drifted(metric: dict) -> str:
 
 def by_slml(folder: Path) -> None:
     """The same windows by slml, which has the profile of the reference only."""
-    import green
     import pyarrow.parquet as pq
 
     from slml.monitoring.drift import drift
     from slml.quality.profile import Profile, profile
 
-    made = profile(pq.ParquetFile(folder / "reference.parquet").iter_batches(), green.CONTRACT)
-    known = Profile.from_json(made.to_json())
+    from support import green
+
+    full_profile = profile(pq.ParquetFile(folder / "reference.parquet").iter_batches(), green.CONTRACT)
+    reference = Profile.from_json(full_profile.to_json())
     for path in sorted(folder.glob("window-*.parquet")):
         start = time.perf_counter()
-        found = drift(known, pq.read_table(path), green.CONTRACT)
-        tell(start, {"said": sorted({f"{f.column} {f.kind}" for f in found.alarming})})
+        result = drift(reference, pq.read_table(path), green.CONTRACT)
+        print_result(start, {"said": sorted({f"{f.column} {f.kind}" for f in result.alarming})})
 
 
-def timed(work: Callable[[], object], times: int = 3) -> float:
+def best_time(work: Callable[[], object], times: int = 3) -> float:
     """The best of some runs, seconds."""
     best = float("inf")
     for _ in range(times):
@@ -140,18 +141,18 @@ def scan(rows: int) -> None:
                     pass
 
             def compared() -> None:
-                drift(known, profile(engine.batches(engine.table([file])), contract), contract)
+                drift(reference, profile(engine.batches(engine.table([file])), contract), contract)
 
-            known = profile(block(99, 100_000), contract)
-            alone, whole = timed(bare), timed(compared)
+            reference = profile(block(99, 100_000), contract)
+            alone, whole = best_time(bare), best_time(compared)
         print(f"{rows:,} rows: scan {alone:.2f} s, profiled and compared {whole:.2f} s, {whole / alone:.2f} times")
 
 
 def months() -> dict:
     """The real months, the model, and what a bundle holds of them."""
-    import green
-
     from slml.quality.profile import profile
+
+    from support import green
 
     folder = Path(os.environ.get("SLML_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
@@ -163,31 +164,31 @@ def months() -> dict:
 
 def real(case: dict) -> None:
     """A month each, day by day."""
-    import green
-
     from slml.monitoring.episodes import build_timeline
+
+    from support import green
 
     for name in ("2023-02", "2022-01", "2022-02"):
         start = time.perf_counter()
         served, expected = case["model"].serve(case["tables"][name]), case["model"].expected
-        seen = build_timeline(case["reference"], served, green.CONTRACT, expected, case["tables"]["2023-01"])
-        print(f"{name} ({time.perf_counter() - start:.1f} s) {seen}")
+        timeline = build_timeline(case["reference"], served, green.CONTRACT, expected, case["tables"]["2023-01"])
+        print(f"{name} ({time.perf_counter() - start:.1f} s) {timeline}")
 
 
 def planted(case: dict) -> None:
     """Each fault from the 15th on: the days on which it was found, and how it was named."""
-    import green
-
     from slml.monitoring.episodes import build_timeline
+
+    from support import green
 
     february = case["tables"]["2023-02"]
     for fault, (plant, columns) in green.FAULTS.items():
         table = case["model"].serve(plant(february, green.since(february, BEGINS))).drop_columns(["fare_amount"])
-        seen = build_timeline(case["reference"], table, green.CONTRACT)
-        late = [w for w in seen.windows if w.start >= BEGINS]
+        timeline = build_timeline(case["reference"], table, green.CONTRACT)
+        late = [w for w in timeline.windows if w.start >= BEGINS]
         named = sum(columns <= {f.column for f in w.diagnosis.drift.alarming if f.kind == fault} for w in late)
-        early = sum(w.diagnosis.action != "nothing" for w in seen.windows if w.start < BEGINS)
-        since = {f"{e.first:%Y-%m-%d}" for e in seen.episodes if e.kind == fault}
+        early = sum(w.diagnosis.action != "nothing" for w in timeline.windows if w.start < BEGINS)
+        since = {f"{e.first:%Y-%m-%d}" for e in timeline.episodes if e.kind == fault}
         print(f"{fault}: named rightly on {named} of {len(late)} days, alarms before {early}, dated {', '.join(since)}")
 
 
@@ -201,27 +202,29 @@ def stretches(table: object, many: int, rows: int) -> Iterator[object]:
 
 def quiet(case: dict) -> None:
     """Alarms in untouched windows of two pairs of months; limits were adjusted with a look at both."""
-    import green
-
     from slml.monitoring.drift import drift
     from slml.monitoring.episodes import learn_limits
     from slml.monitoring.limits import LIMITS
     from slml.quality.profile import profile
 
+    from support import green
+
     tables = case["tables"]
     for first, second in (("2023-01", "2023-02"), ("2022-01", "2022-02")):
-        known = profile(tables[first], green.CONTRACT)
+        reference = profile(tables[first], green.CONTRACT)
         windows = [w for rows in (1_000, 2_500, 5_000, 10_000) for w in stretches(tables[second], 50, rows)]
-        seen = [profile(window, green.CONTRACT) for window in windows]
-        learned = learn_limits(LIMITS, known, tables[first], green.CONTRACT)
-        for name, limits in (("general limits", LIMITS), ("limits learned from the days of the training", learned)):
-            alarms = [drift(known, window, green.CONTRACT, limits).alarming for window in seen]
+        profiles = [profile(window, green.CONTRACT) for window in windows]
+        learned_limits = learn_limits(LIMITS, reference, tables[first], green.CONTRACT)
+        for name, limits in (
+            ("general limits", LIMITS),
+            ("limits learned from the training", learned_limits),
+        ):
+            alarms = [drift(reference, window, green.CONTRACT, limits).alarming for window in profiles]
             print(f"{second} against {first}, {name}: {sum(map(bool, alarms))} of {len(windows)} untouched windows")
 
 
 def smallest(case: dict) -> None:
     """The smallest share of changed rows that is found in nine of ten windows, with limits learned from January."""
-    import green
     import numpy as np
     import pyarrow as pa
 
@@ -230,12 +233,14 @@ def smallest(case: dict) -> None:
     from slml.monitoring.limits import LIMITS
     from slml.quality.profile import profile
 
+    from support import green
+
     tables = case["tables"]
     limits = learn_limits(LIMITS, case["reference"], tables["2023-01"], green.CONTRACT)
     long = pa.concat_tables([tables["2023-02"], tables["2023-01"]])  # 100,000 rows are more than a month has
     for fault in ("nulls", "renamed", "unit", "swapped"):
         plant, columns = green.FAULTS[fault]
-        found = {}
+        smallest = {}
         for rows in (1_000, 10_000, 100_000):
             for share in SHARES:
                 hits = 0
@@ -246,18 +251,20 @@ def smallest(case: dict) -> None:
                     alarms = drift(case["reference"], profile(changed, green.CONTRACT), green.CONTRACT, limits).alarming
                     hits += bool(columns & {f.column for f in alarms})
                 if hits >= 0.9 * len(windows):
-                    found[rows] = f"{share:.1%}"
+                    smallest[rows] = f"{share:.1%}"
                     break
         print(
-            f"{fault}: " + ", ".join(f"{rows:,} rows {found.get(rows, 'never')}" for rows in (1_000, 10_000, 100_000))
+            f"{fault}: "
+            + ", ".join(f"{rows:,} rows {smallest.get(rows, 'never')}" for rows in (1_000, 10_000, 100_000))
         )
 
 
 def beside(case: dict, python: str) -> None:
     """Days of February, untouched and with each fault, by slml and by Evidently."""
-    import green
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
+
+    from support import green
 
     january, february = case["tables"]["2023-01"], case["tables"]["2023-02"]
     names = [c.name for c in green.CONTRACT.columns if c.name != "fare_amount"]
@@ -268,12 +275,12 @@ def beside(case: dict, python: str) -> None:
         for day in ("15", "18", "22"):
             windows[f"{fault} {day}"] = plant(days[day], green.since(days[day], None))
     windows |= {f"untouched month {name}": case["tables"][name] for name in ("2023-02", "2022-01", "2022-02")}
-    with tempfile.TemporaryDirectory() as place:
-        pq.write_table(january.select(names), f"{place}/reference.parquet")
-        Path(place, "codes.json").write_text(json.dumps([*green.CODES, "store_and_fwd_flag"]))
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(january.select(names), f"{folder}/reference.parquet")
+        Path(folder, "codes.json").write_text(json.dumps([*green.CODES, "store_and_fwd_flag"]))
         for i, table in enumerate(windows.values()):
-            pq.write_table(table.select(names), f"{place}/window-{i:03d}.parquet")
-        ours, theirs = run(sys.executable, place, "slml"), run(python, place, "evidently")
+            pq.write_table(table.select(names), f"{folder}/window-{i:03d}.parquet")
+        ours, theirs = run(sys.executable, folder, "slml"), run(python, folder, "evidently")
     for name, our, their in zip(windows, ours, theirs, strict=True):
         print(f"{name}: slml {', '.join(our['said']) or '-'} | Evidently {', '.join(their['said']) or '-'}")
     for who, took in (("slml", ours), ("Evidently", theirs)):
@@ -300,21 +307,23 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     parser.add_argument("--who", default="", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     sys.path.insert(0, str(REPOSITORY / "tests"))
-    if given.folder:
-        (by_slml if given.who == "slml" else by_evidently)(Path(given.folder))
+    if arguments.folder:
+        (by_slml if arguments.who == "slml" else by_evidently)(Path(arguments.folder))
         return
-    if "scan" in given.only:
-        scan(given.rows)
+    if "scan" in arguments.only:
+        scan(arguments.rows)
     rest = {"real": real, "planted": planted, "quiet": quiet, "smallest": smallest}
-    case = months() if set(given.only) - {"scan"} else {}
+    case = months() if set(arguments.only) - {"scan"} else {}
     for name, part in rest.items():
-        if name in given.only:
+        if name in arguments.only:
             print(f"\n{part.__doc__}")
             part(case)
-    if "beside" in given.only:
-        beside(case, given.evidently) if given.evidently else print("Evidently: name its python with --evidently.")
+    if "beside" in arguments.only:
+        beside(case, arguments.evidently) if arguments.evidently else print(
+            "Evidently: name its python with --evidently."
+        )
 
 
 if __name__ == "__main__":

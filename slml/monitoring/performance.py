@@ -37,7 +37,7 @@ class Labelled:
         parts = [f"{self.table.num_rows:,} of {self.served:,} served rows have a label"]
         counts = {"came twice": self.twice, "contradict": self.contradicting, "are of rows never served": self.unknown,
                    "are empty": self.empty}  # fmt: skip
-        return "; ".join([*parts, *(f"{n:,} labels {what}" for what, n in counts.items() if n)])
+        return "; ".join([*parts, *(f"{n:,} labels {reason}" for reason, n in counts.items() if n)])
 
 # %% ../../nbs/monitoring/performance.ipynb #aa1aefa8
 def _check_join_columns(served: pa.Table, labels: pa.Table, on: Sequence[str], target: str) -> None:

@@ -122,10 +122,10 @@ def _validate(kind: type[M], values: object, where: str) -> M:
     if first["type"] == "extra_forbidden":
         todo = closest(name, names) or "leave it out."
         raise SettingsError(f"{where} has an unknown name '{name}'.", expected=", ".join(names), todo=todo)
-    what = f": {kind.model_fields[name].description}" if name in names else ""
+    description = f": {kind.model_fields[name].description}" if name in names else ""
     raise SettingsError(
         f"{where} cannot be used.",
-        expected=f"{name}{what}",
+        expected=f"{name}{description}",
         came=f"{first['input']!r}: {first['msg'].removeprefix('Value error, ')}",
         todo=f"correct {name or 'it'}.",
     )

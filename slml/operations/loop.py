@@ -346,8 +346,10 @@ def send_alerts(context: LoopContext, decision: Decision) -> Decision:
     "Notify people of a decision. The result holds the alerts that a channel has refused."
     if decision.action not in TITLES:
         return decision
-    title, *more = TITLES[decision.action].format(why=decision.why).splitlines()
-    todo = "\n".join([*more, f"To undo it: slml rollback {context.model}"] if decision.action == "promote" else more)
+    title, *todo_lines = TITLES[decision.action].format(why=decision.why).splitlines()
+    todo = "\n".join(
+        [*todo_lines, f"To undo it: slml rollback {context.model}"] if decision.action == "promote" else todo_lines
+    )
     breach = decision.breaches[-1].id if decision.action == "alert" else str(decision.number)
     id = event_id(context.model, decision.action, breach)
     alert = Alert(id, context.model, title, todo, decision.report, context.now.isoformat())
