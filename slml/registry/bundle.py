@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T', 'BATCH', 'LIBRARIES', 'TOLERANCE', 'FILES', 'PAGE', 'MANIFEST', 'FORMAT', 'MLMODEL', 'PREDICTION', 'open_session',
-           'run_session', 'installed_versions', 'code_version', 'Lineage', 'differences', 'agree', 'sha256',
+           'run_session', 'model_libraries', 'code_version', 'Lineage', 'differences', 'agree', 'sha256',
            'canonical_json', 'file_manifest', 'read_files', 'Bundle', 'write_bundle']
 
 # %% ../../nbs/registry/bundle.ipynb #b16f2e42
@@ -74,7 +74,7 @@ def run_session(
 LIBRARIES = ("slml", "torch", "onnx", "onnxruntime", "numpy", "pyarrow")
 
 
-def installed_versions() -> dict[str, str]:
+def model_libraries() -> dict[str, str]:
     "The versions of Python and of the libraries that shape a model, found without importing them."
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
@@ -92,7 +92,7 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     runs: dict[str, str] = {}  # step -> run id
     seed: int | None = None  # of the split and of the training
     code: str = msgspec.field(default_factory=code_version)
-    libraries: dict[str, str] = msgspec.field(default_factory=installed_versions)
+    libraries: dict[str, str] = msgspec.field(default_factory=model_libraries)
 
     def missing_facts(self) -> list[str]:
         "The facts that are missing to train the model again."
