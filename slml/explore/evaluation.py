@@ -72,28 +72,35 @@ class Evaluation:
         return str(self.to_pandas().round(4).to_string())
 
     def plot(self) -> Figure:
-        "Prediction beside truth, the error by slice, and the importance of the columns."
+        "The error beside the baselines', prediction beside truth, the error by slice, the importance of the columns."
         return _figure(self)
 
     def _repr_html_(self) -> str:
         self.plot().savefig(image := io.BytesIO(), format="png", dpi=80)
         source = f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
-        picture = display.element("img", src=source, alt="truth and prediction, error by slice, feature importance")
+        picture = display.element(
+            "img", src=source, alt="test error, truth and prediction, error by slice, feature importance"
+        )
         return f"{self.to_pandas().round(4).to_html()}{picture}"
 
 # %% ../../nbs/explore/evaluation.ipynb #9781d387
 def _figure(evaluation: Evaluation) -> Figure:
-    "The three plots side by side."
-    figure, (truth, slices, columns) = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    "The four plots side by side."
+    figure, (models, truth, slices, columns) = plt.subplots(1, 4, figsize=(14, 3), layout="constrained")
     plt.close(figure)  # it is shown by whoever asked for it, and not a second time at the end of the cell
     plot_against_target(evaluation.task, evaluation.target, evaluation.prediction, truth)
+    errors = evaluation.to_pandas()[evaluation.metric]
+    bars = models.barh(errors.index, errors, color=["C1" if name == THIS_MODEL else "C7" for name in errors.index])
+    models.bar_label(bars, fmt="%.3g", padding=2)
+    models.margins(x=0.2)
+    models.set(title="test error", xlabel=evaluation.metric)
     rows = evaluation.slices[evaluation.metric]
     slices.barh([str(name) for name in rows.index], rows, color="C0")
     slices.set(title=f"error by {rows.index.name}", xlabel=evaluation.metric)
     largest = evaluation.importance.head(10)
     columns.barh(largest["feature"], largest["importance"], color="C0")
     columns.set(title="feature importance", xlabel=f"rise of the {evaluation.metric}")
-    for axes in (slices, columns):
+    for axes in (models, slices, columns):
         axes.invert_yaxis()
     return figure
 
