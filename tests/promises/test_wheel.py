@@ -51,10 +51,10 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def call(environment: Path, folder: Path, *words: str) -> str:
+def call(environment: Path, folder: Path, *arguments: str) -> str:
     """What a command prints that is run in a folder, with nothing of this process's settings."""
     variables = clean_environment() | {"PATH": f"{environment}:/usr/bin:/bin"}
-    command = [environment / words[0], *words[1:]]
+    command = [environment / arguments[0], *arguments[1:]]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -80,14 +80,14 @@ def test_a_project_has_what_it_needs(project: Path) -> None:
 
 
 def test_the_pipeline_runs_and_its_notebooks_can_be_opened(environment: Path, project: Path) -> None:
-    words = ["-p", "source=data/houses.csv", "-p", "target=price", "-p", "max_seconds=5", "--json"]
-    summary = json.loads(call(environment, project, "slml", "pipeline", "run", "table.yaml", *words))
+    arguments = ["-p", "source=data/houses.csv", "-p", "target=price", "-p", "max_seconds=5", "--json"]
+    summary = json.loads(call(environment, project, "slml", "pipeline", "run", "table.yaml", *arguments))
     assert summary["version"] == "houses@1"
     assert summary["rows_in"] == summary["rows_kept"] + summary["rows_quarantined"] == 300
     executed = sorted((project / "runs").glob("*/executed.ipynb"))
     assert len(executed) == 6, "the runs lie in a folder that JupyterLab shows"
-    words = ["-p", f"snapshot={audited_snapshot(executed)}", "--json"]
-    assert json.loads(call(environment, project, "slml", "run", "split", *words))["status"] == "done"
+    arguments = ["-p", f"snapshot={audited_snapshot(executed)}", "--json"]
+    assert json.loads(call(environment, project, "slml", "run", "split", *arguments))["status"] == "done"
 
 
 def audited_snapshot(executed: list[Path]) -> str:
@@ -97,7 +97,7 @@ def audited_snapshot(executed: list[Path]) -> str:
 
 
 def test_the_first_notebook_runs_under_papermill(environment: Path, project: Path) -> None:
-    words = [
+    arguments = [
         "-m",
         "papermill",
         "--engine",
@@ -110,6 +110,6 @@ def test_the_first_notebook_runs_under_papermill(environment: Path, project: Pat
         "max_seconds",
         "5",
     ]
-    call(environment, project, "python", *words)
+    call(environment, project, "python", *arguments)
     notebook = nbformat.read(project / "out.ipynb", 4)
     assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code" and cell.source)
