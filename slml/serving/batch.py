@@ -29,7 +29,7 @@ from ..errors import ContractError, StorageError, TableError, closest
 from ..registry.bundle import Bundle
 from ..storage import exists, filesystem, open_atomic, remove
 from ..tables.catalog import Snapshot, Table
-from ..tables.files import open_parquet
+from ..tables.parquet import open_parquet
 from ..tables.rowhash import ROW_HASH
 from ..tables.storable import check_fits
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import StorageError, TrainingError, UsageError, closest
 from ..features.encoder import Batch
 from ..sampling.split import Part
-from ..tables.files import open_parquet
+from ..tables.parquet import open_parquet
 from ..tables.rowhash import ROW_HASH
 
 # %% ../../nbs/training/loader.ipynb #a8230ddb
