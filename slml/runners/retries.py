@@ -7,6 +7,7 @@ __all__ = ['PATIENCE', 'retry_calls', 'wait_until']
 
 # %% ../../nbs/runners/retries.ipynb #27ec039e
 from collections.abc import Callable
+from typing import Any
 
 from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_delay, wait_exponential, wait_fixed
 
@@ -15,7 +16,7 @@ PATIENCE = 600.0  # seconds that a service may be out of reach, or take to end a
 
 
 def retry_calls(
-    is_transient: Callable[[BaseException], bool],  # whether the same call may succeed in a moment
+    is_transient: Callable[[Any], bool],  # whether the same call may succeed in a moment
     patience: float = PATIENCE,  # seconds
 ) -> Retrying:  # to be called with a function and its arguments
     "Makes a call again while its error is transient; raises the last error once patience is at its end."
