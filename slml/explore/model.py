@@ -172,7 +172,7 @@ def _bundle(trained: TrainedModel, engine: Engine) -> Bundle:
     snapshot, split, evaluation = trained.snapshot, trained.split, trained.evaluate()
     learned = sample(snapshot, engine, rows=min(PROFILE_ROWS, split.rows["train"]), part=split.part("train"))
     tested = sample(snapshot, engine, rows=min(PARITY_ROWS, split.rows["test"]), part=split.part("test"))
-    shown = {name: evaluation.to_dict()[name] for name in ("metric", "slice_column", "slices", "importance")}
+    page = {name: evaluation.to_dict()[name] for name in ("metric", "slice_column", "slices", "importance")}
     return export(
         trained.model,
         trained.encoder,
@@ -182,7 +182,7 @@ def _bundle(trained: TrainedModel, engine: Engine) -> Bundle:
         lineage=Lineage(snapshots={"train": snapshot.ref}, runs={"train": trained.run.id}, seed=split.seed),
         metrics={"test": evaluation.test, "baselines": dict(evaluation.baselines)},
         profile=profile_of(trained.model, trained.encoder, trained.contract, engine.batches(learned)),
-        page={**shown, "trained_at": trained.run.started},
+        page={**page, "trained_at": trained.run.started},
     )
 
 

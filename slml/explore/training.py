@@ -73,7 +73,7 @@ def _new_run(parameters: Mapping[str, object], workspace: Workspace) -> Run:
 
 
 @contextmanager
-def _recorded(run: Run, workspace: Workspace) -> Iterator[Tracker | None]:
+def _record_run(run: Run, workspace: Workspace) -> Iterator[Tracker | None]:
     "What writes the run to MLflow when it is done; nothing in a job. A training that fails is recorded here."
     if IN_A_JOB in os.environ:
         yield None
@@ -185,7 +185,7 @@ def train(
     parameters |= {"max_seconds": max_seconds, "seed": seed}
     facts = {**parameters, "contract": contract.to_json(), "split": split.to_json()}
     run = _new_run(parameters, workspace)
-    with _recorded(run, workspace) as tracker:
+    with _record_run(run, workspace) as tracker:
         history = fit_parts(
             model,
             encoder,
