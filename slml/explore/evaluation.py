@@ -86,6 +86,7 @@ class Evaluation:
 # %% ../../nbs/explore/evaluation.ipynb #9781d387
 def _figure(evaluation: Evaluation) -> Figure:
     "The four plots side by side."
+    figure: Figure
     figure, (models, truth, slices, columns) = plt.subplots(1, 4, figsize=(14, 3), layout="constrained")
     plt.close(figure)  # it is shown by whoever asked for it, and not a second time at the end of the cell
     plot_against_target(evaluation.task, evaluation.target, evaluation.prediction, truth)
