@@ -119,7 +119,8 @@ class Workspace(Settings):
         "A path or URI under the root; that of runs beside a hidden root, where JupyterLab can open them."
         root = Path(self.root)
         if parts[:1] == ("runs",) and "://" not in self.root and root.name.startswith("."):
-            return "/".join([str(root.parent), *parts])
+            runs = f"runs{root.name.removeprefix('.slml')}"  # roots side by side share no runs
+            return "/".join([str(root.parent), runs, *parts[1:]])
         return "/".join([self.root, *parts])
 
     @contextmanager

@@ -8,6 +8,7 @@ __all__ = ['Dependencies', 'strings_in', 'referenced_runs', 'registered_dependen
 
 # %% ../../nbs/operations/retention.ipynb #091aaf19
 import html
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -46,11 +47,9 @@ def strings_in(value: object) -> Iterator[str]:
 # %% ../../nbs/operations/retention.ipynb #45d0613b
 def referenced_runs(
     names: Iterable[str],
-    workspace: Workspace,
 ) -> set[str]:  # ids
-    "The runs in whose folders the named files lie."
-    folder = f"{workspace.uri('runs')}/"
-    return {text[len(folder) :].partition("/")[0] for text in names if text.startswith(folder)}
+    "The runs in whose folders the named files lie, also where a project has been moved or its runs lay elsewhere."
+    return {id for text in names for id in re.findall(r"(?:^|/)runs[^/]*/([^/]+)", text)}
 
 # %% ../../nbs/operations/retention.ipynb #2b1d5575
 def registered_dependencies(
@@ -62,7 +61,7 @@ def registered_dependencies(
     runs, snapshots = set(), set()
     for version in project_versions(workspace):
         lineage = msgspec.json.decode(read_text(f"{version.uri}/lineage.json"), type=Lineage)
-        runs |= {*lineage.runs.values()} | referenced_runs([version.uri], workspace)
+        runs |= {*lineage.runs.values()} | referenced_runs([version.uri])
         snapshots |= set(lineage.snapshots.values())
     return Dependencies(frozenset(runs), frozenset(snapshots))
 
@@ -71,7 +70,6 @@ def follow_dependencies(
     start: Dependencies,
     runs: Iterable[Run],
     catalog: "Catalog",
-    workspace: Workspace,
 ) -> Dependencies:
     "All dependencies of some runs and snapshots. Raises `StorageError`."
     by_id = {run.id: run for run in runs}
@@ -81,7 +79,7 @@ def follow_dependencies(
         visited |= new
         names = [text for id in new if id in by_id for text in _run_strings(by_id[id])]
         names += [text for ref in new if "@" in ref for text in _snapshot_strings(ref, catalog)]
-        run_ids |= referenced_runs(names, workspace) | {text for text in names if text in by_id}
+        run_ids |= referenced_runs(names) | {text for text in names if text in by_id}
         refs |= {text for text in names if SNAPSHOT.fullmatch(text)}
         run_ids |= {run.id for run in by_id.values() if refs & set(strings_in(dict(run.outputs)))}  # that made them
     return Dependencies(frozenset(run_ids), frozenset(refs))
@@ -194,10 +192,10 @@ def plan_removal(
     from slml.tables.catalog import Catalog
 
     now, catalog, runs = now or datetime.now(UTC), Catalog(workspace), list_runs(workspace)
-    dependencies = follow_dependencies(start or registered_dependencies(workspace), runs, catalog, workspace)
+    dependencies = follow_dependencies(start or registered_dependencies(workspace), runs, catalog)
     items = [
         *old_logs(workspace, (now - keep.logs).date()),
-        *old_runs(runs, (now - keep.runs).date()),
+        *old_runs((r for r in runs if r.project in ("", workspace.project)), (now - keep.runs).date()),
         *old_snapshots(catalog, keep.snapshots),
     ]
     spared = {item.name for item in items if item.name in dependencies.runs | dependencies.snapshots}
@@ -215,8 +213,9 @@ def apply_removal(
     catalog = Catalog(workspace)
     runs = list_runs(workspace)
     folders = {run.id: run.folder for run in runs}
-    dependencies = follow_dependencies(start or registered_dependencies(workspace), runs, catalog, workspace)
+    dependencies = follow_dependencies(start or registered_dependencies(workspace), runs, catalog)
     items = [item for item in removal.items if item.name not in dependencies.runs | dependencies.snapshots]
+    items = [item for item in items if item.kind != "run" or item.name in folders]  # the rest is gone already
     for item in items:
         if item.kind != "snapshot":
             remove(item.name if item.kind == "log" else folders[item.name])

@@ -1,5 +1,6 @@
 """What is old goes, and what a registered version came from stays, though it is older than all."""
 
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -122,3 +123,51 @@ def test_what_became_needed_in_the_meantime_stays(city: tuple[Workspace, Snapsho
     gone = apply_removal(found, workspace)
     assert gone.spared == (runs["other"].id,)
     assert Path(runs["other"].folder).exists()
+
+
+def test_a_bundle_in_the_folder_of_earlier_versions_is_kept(
+    city: tuple[Workspace, Snapshot, dict[str, Run]], tmp_path: Path
+) -> None:
+    """A version whose bundle lies in a hidden root, where runs were kept before, keeps its run."""
+    workspace, _, runs = city
+    hidden = tmp_path / ".slml"
+    (tmp_path / "root").rename(hidden)
+    (tmp_path / "root").symlink_to(hidden)  # as the records name their files
+    moved = Workspace(
+        root=str(hidden), project="dc", catalog_uri=workspace.catalog_uri, tracking_uri=workspace.tracking_uri
+    )
+    planned = plan_removal(KEEP, moved, NOW)
+    assert {runs[name].id for name in ("audit", "split", "train", "register")} <= set(planned.spared)
+    assert runs["other"].id in [item.name for item in planned.items]
+    apply_removal(planned, moved)
+    assert load_bundle("rides@1", moved).check() <= 1e-5
+    assert not (hidden / "runs" / runs["other"].id).exists()
+
+
+def test_runs_of_another_project_stay(city: tuple[Workspace, Snapshot, dict[str, Run]]) -> None:
+    """Two projects may share a root: what one removes is its own."""
+    workspace, _, runs = city
+    other = Workspace(root=workspace.root, project="bikes")
+    planned = plan_removal(KEEP, other, NOW)
+    assert [item for item in planned.items if item.kind == "run"] == []
+    apply_removal(plan_removal(KEEP, other, NOW), other)
+    assert len(list_runs(workspace)) == len(runs)
+
+
+def test_a_copy_of_a_project_removes_its_own_runs(tmp_path: Path) -> None:
+    """The records of a copied project name the folders of the first; these stay."""
+    first = Workspace(root=str(tmp_path / "first"), project="dc")
+    old = run(first, "train", {})
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    copy = Workspace(root=str(tmp_path / "copy"), project="dc")
+    apply_removal(plan_removal(KEEP, copy, NOW), copy)
+    assert Path(old.folder, "run.json").exists()
+    assert list_runs(copy) == []
+
+
+def test_what_is_gone_already_is_passed_over(city: tuple[Workspace, Snapshot, dict[str, Run]]) -> None:
+    """Two people remove by the same list."""
+    workspace, _, runs = city
+    planned = plan_removal(KEEP, workspace, NOW)
+    apply_removal(planned, workspace)
+    assert runs["other"].id not in [item.name for item in apply_removal(planned, workspace).items]
