@@ -47,11 +47,11 @@ def load_implementation(
     (point,) = points[name]
     try:
         return point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a package of others raises when it is imported
         raise SettingsError(
             f"The {kind} '{name}' cannot be imported.",
             expected=f"{point.value} of {_package(point)}",
-            came=str(error),
+            came=str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}",
             todo="install what is missing, or another version of that package.",
         ) from error
 

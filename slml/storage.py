@@ -81,6 +81,8 @@ def expand(
     source: str,  # a path, a glob, a folder or a URI
 ) -> list[str]:  # absolute paths or URIs, sorted
     "The files that `source` names. Raises `UsageError` where there is none, `StorageError` where one cannot look."
+    if not source.strip():
+        raise UsageError("No file is named.", expected="a file, a glob, a folder or a URI", came=repr(source))
     fs, path = filesystem(os.path.expanduser(source))
     with read_errors(source):
         folder = fs.isdir(path)
@@ -92,7 +94,7 @@ def expand(
             paths = [path] * fs.isfile(path)
     files = sorted(p for p in paths if not _is_hidden(p[len(path.rstrip("/")) :] if folder else p.rsplit("/", 1)[-1]))
     if not files:
-        raise _no_file_error(source, fs, path)
+        raise _no_file_error(source, fs, path, folder)
     return [p if _is_local(fs) else fs.unstrip_protocol(p) for p in files]
 
 
@@ -104,8 +106,11 @@ def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 # %% ../nbs/storage.ipynb #d155044b
-def _no_file_error(source: str, fs: fsspec.AbstractFileSystem, path: str) -> UsageError:
+def _no_file_error(source: str, fs: fsspec.AbstractFileSystem, path: str, folder: bool) -> UsageError:
     "What to say when `source` names no file."
+    if folder:
+        came = "a folder without files; names that begin with . or _ do not count"
+        return UsageError(f"No file matches '{source}'.", came=came, todo="check the path.")
     parent, name = path.rsplit("/", 1) if "/" in path else (".", path)
     try:
         neighbours = [p.rsplit("/", 1)[-1] for p in fs.ls(parent or "/", detail=False)]

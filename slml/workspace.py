@@ -39,9 +39,20 @@ def load_profiles() -> dict[str, dict[str, object]]:  # name -> settings; empty 
     "All profiles of the project that the current folder lies in. Raises `SettingsError` for a file that is no TOML."
     path = project_folder() / "slml.toml"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except tomllib.TOMLDecodeError as error:
+        profiles = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is no TOML.", came=str(error), todo="correct that line.") from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read.", came=error.strerror, todo="check its rights.") from None
+    for name, settings in profiles.items():
+        if not isinstance(settings, dict):
+            raise SettingsError(
+                f"{path} has a setting outside of a profile: {name}.",
+                expected=f"settings under a profile, such as [default] and then {name} = ...",
+                came=f"{name} = {settings!r}",
+                todo="write [default] above it.",
+            )
+    return profiles
 
 
 def selected_profile() -> dict[str, object]:  # the settings of the chosen profile; empty where there is no slml.toml

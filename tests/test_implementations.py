@@ -78,3 +78,10 @@ def test_nothing_is_imported_by_looking(install):
     install("broken-engines", "broken = broken_engines:FastEngine", module="raise RuntimeError")
     assert [*find_implementations("engine", ENGINES)] == ["duckdb", "broken"]
     assert [*find_implementations("runner", {})] == []
+
+
+def test_whatever_a_package_raises_is_one_message(install, tmp_path):
+    install("broken-engines", "broken = broken_engines:Engine", module='raise RuntimeError("no licence")')
+    with pytest.raises(SettingsError, match="'broken' cannot be imported") as caught:
+        open_engine(Workspace(root=str(tmp_path), engine="broken"))
+    assert caught.value.came == "RuntimeError: no licence"

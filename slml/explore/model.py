@@ -48,17 +48,19 @@ def contract_rows(
     columns: Sequence[str],  # that are needed
 ) -> pa.Table:
     "The columns in the contract's types. Raises `ContractError` for a missing column or a value of another type."
-    names: list[str] = list(frame.columns) if is_pandas(frame) else pa.table(frame).schema.names
+    rows = frame if is_pandas(frame) and hasattr(frame, "columns") else arrow_table(frame)  # a stream is read once
+    names = [*rows.columns, *rows.index.names] if is_pandas(rows) else rows.schema.names
+    names = [str(name) for name in names if name is not None]
     for name in columns:
         if name not in names:
             raise ContractError(
                 f"The frame has no column '{name}', which the model needs.",
                 expected=", ".join(columns),
-                came=", ".join(map(str, names)),
-                todo=closest(name, map(str, names)) or "add that column; empty values are allowed.",
+                came=", ".join(names),
+                todo=closest(name, names) or "add that column; empty values are allowed.",
             )
     terms = msgspec.json.decode(contract.to_json(), type=Terms)
-    table, faults = typed_columns(arrow_table(frame, columns), Reader(terms, columns, strict=False))
+    table, faults = typed_columns(arrow_table(rows, columns), Reader(terms, columns, strict=False))
     if faults:
         raise ContractError(
             f"{len(faults)} values of the frame are not what the contract '{contract.name}' says.",

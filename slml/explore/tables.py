@@ -37,23 +37,48 @@ def is_pandas(frame: object) -> "TypeGuard[pd.DataFrame]":
 
 def arrow_table(
     frame: ArrowStream,
-    columns: Sequence[str] | None = None,  # to take; by default all, and a named index of pandas too
+    columns: Sequence[str] | None = None,  # to take; by default all, and the named levels of a pandas index too
 ) -> pa.Table:
-    "The rows as an Arrow table. Raises `IngestError` for a column of mixed values, which Arrow does not have."
+    "The rows as an Arrow table. Raises `UsageError` for no table, `IngestError` for a column of mixed values."
+    if not hasattr(frame, "__arrow_c_stream__") or (is_pandas(frame) and not hasattr(frame, "columns")):
+        raise UsageError(
+            "This is nothing that slml can read as a table.",
+            expected="a path, glob, folder or URI to ingest, or a table of pandas, Arrow or Polars",
+            came=type(frame).__name__,
+            todo="make a pandas frame of it.",
+        )
     try:
         if is_pandas(frame):
-            chosen = frame if columns is None else frame[list(columns)]
-            named = columns is None and any(name is not None for name in frame.index.names)
-            return pa.Table.from_pandas(chosen, preserve_index=named).replace_schema_metadata()
+            plain = _plain_frame(frame)
+            chosen = plain if columns is None else plain[list(columns)]
+            return pa.Table.from_pandas(chosen, preserve_index=False).replace_schema_metadata()
         table = pa.table(frame).replace_schema_metadata()
         return table if columns is None else table.select(columns)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError) as error:
         raise IngestError(
             "The frame holds a column that is no single type.",
             expected="numbers, texts, truth values or times, one kind in each column",
             came=str(error.args[0] if error.args else error),
             todo="convert that column, such as with frame[name].astype(str).",
         ) from error
+
+
+def _plain_frame(frame: "pd.DataFrame") -> "pd.DataFrame":
+    "A frame with the named levels of its index as columns. Raises `IngestError` for a name that is there twice."
+    names = [str(name) for name in frame.columns]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise IngestError(
+            "The frame has columns of the same name.",
+            expected="a name of its own for each column",
+            came=", ".join(repeated),
+            todo="rename or drop all but one, such as with frame.loc[:, ~frame.columns.duplicated()].",
+        )
+    levels = {str(name): n for n, name in enumerate(frame.index.names) if name is not None and str(name) not in names}
+    if not levels and names == list(frame.columns):
+        return frame
+    plain = frame.set_axis(names, axis=1)
+    return plain.assign(**{name: frame.index.get_level_values(n) for name, n in levels.items()})
 
 # %% ../../nbs/explore/tables.ipynb #410f7a00
 def ingest(
@@ -69,15 +94,11 @@ def ingest(
     workspace = workspace or Workspace()
     if isinstance(source, str | Path):
         return _ingest(str(source), table or default_table_name(str(source)), types, columns, append, workspace)
-    if not hasattr(source, "__arrow_c_stream__"):
-        raise UsageError(
-            "This is nothing that can be ingested.",
-            expected="a path, glob, folder or URI, or a table of pandas, Arrow or Polars",
-            came=type(source).__name__,
-            todo="make a pandas frame of it.",
-        )
+    rows = arrow_table(source)
+    if table:
+        Catalog(workspace).table(table)  # a name that cannot be used is refused before anything is written
     with workspace.scratch() as folder:
-        pq.write_table(arrow_table(source), file := folder / "frame.parquet")
+        pq.write_table(rows, file := folder / "frame.parquet")
         table = table or f"frame_{content_hash(str(file))[:8]}"
         return _ingest(str(file.rename(folder / f"{table}.parquet")), table, types, columns, append, workspace)
 
@@ -102,13 +123,23 @@ def _ingest(
 def tables_in_query(
     query: str,  # one SELECT
 ) -> set[str]:  # of tables, or snapshots such as houses@123
-    "The tables that a query names. Raises `UsageError` where it is no SQL."
+    "The tables that a query names. Raises `UsageError` where it is no SQL, or more than a question to tables."
     import sqlglot
 
+    expected = "a select over tables"
+    if not isinstance(query, str):
+        raise UsageError("This is not SQL.", expected=expected, came=type(query).__name__)
     try:
         tree = sqlglot.parse_one(query, dialect="duckdb")
     except sqlglot.errors.SqlglotError as error:
-        raise UsageError("This is not SQL.", expected="a select over tables", came=str(error).splitlines()[0]) from None
+        raise UsageError("This is not SQL.", expected=expected, came=str(error).splitlines()[0]) from None
+    if not isinstance(tree, sqlglot.exp.Query | sqlglot.exp.Describe | sqlglot.exp.Summarize | sqlglot.exp.Values):
+        todo = "select from the table; slml.ingest and slml.clean write tables."
+        raise UsageError("This query does not select.", expected=expected, came=query.strip()[:80], todo=todo)
+    functions = [table.sql(dialect="duckdb") for table in tree.find_all(sqlglot.exp.Table) if not table.name]
+    if functions:
+        todo = "ingest the file with slml.ingest, and select from its table."
+        raise UsageError("A query reads tables only.", expected=expected, came=functions[0][:80], todo=todo)
     defined = {part.alias for part in tree.find_all(sqlglot.exp.CTE)}
     return {table.name for table in tree.find_all(sqlglot.exp.Table)} - defined
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ..contract.contract import Contract
+from ..contract.contract import Contract, check_contract
 from ..errors import UsageError
 from .model import TrainedModel
 from ..features.encoder import Encoder
@@ -30,7 +30,7 @@ from ..sampling.sample import sample
 from ..sampling.split import Split
 from ..sampling.split import split as split_snapshot
 from ..storage import write_text
-from ..tables.catalog import Catalog, Snapshot
+from ..tables.catalog import Catalog, Snapshot, check_snapshot
 from ..tables.engine import Engine, use_engine
 from ..training.fit import History, batch_size, fit
 from ..training.loader import Loader
@@ -173,6 +173,9 @@ def train(
 ) -> TrainedModel:
     "Train a model on cleaned rows. Raises `TrainingError`, `SamplingError` for rows that are too few to split."
     workspace = workspace or Workspace()
+    check_contract(contract)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"A training cannot have seed = {seed!r}.", expected="a whole number from 0")
     snapshot = find_rows(rows, workspace)
     with use_engine(engine, workspace) as engine:
         split = _split_of(snapshot, split, engine, seed)
@@ -218,7 +221,8 @@ def find_rows(
     rows: Ledger | Snapshot | str,
     workspace: Workspace,
 ) -> Snapshot:
-    "The snapshot that somebody means. Raises `TableError` for one that is not there."
-    if isinstance(rows, Snapshot):
+    "The snapshot that somebody means. Raises `TableError` for one that is not there, `UsageError` for anything else."
+    if not isinstance(rows, Ledger | str):
+        check_snapshot(rows)
         return rows
     return Catalog(workspace).snapshot(rows.kept_snapshot if isinstance(rows, Ledger) else rows)

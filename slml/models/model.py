@@ -19,7 +19,7 @@ from ..contract.contract import Contract
 from ..errors import StorageError
 from ..features.encoder import Batch, Encoder
 from ..features.features import Features, FeatureSettings, fit_features
-from .networks import NetworkSettings, build_network, network_class
+from .networks import NetworkSettings, build_network, network_class, network_settings
 from ..storage import open_atomic, open_file
 
 # %% ../../nbs/models/model.ipynb #8214532e
@@ -94,7 +94,7 @@ def build_model(
         target = sample.target.double()
         settings = ModelSettings(
             features=features.settings,
-            network=NetworkSettings(kind=network, width=width, depth=depth, dropout=dropout),
+            network=network_settings(kind=network, width=width, depth=depth, dropout=dropout),
             task=encoder.target.task,
             classes=encoder.target.classes,
             mean=target.mean().item() if regression else 0.0,

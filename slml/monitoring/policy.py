@@ -108,7 +108,7 @@ def _read_tables(file: str) -> tuple[str, dict[str, object]]:  # its path, its t
         return path, {}
     try:
         return path, tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is no TOML.", came=str(error), todo="correct that line.") from None
 
 # %% ../../nbs/monitoring/policy.ipynb #00f3b13d

@@ -74,6 +74,13 @@ def create_project(
 ) -> list[Path]:  # the files that were written
     "Write a project to start from. Raises `UsageError` where the folder is a file or cannot be written."
     top = Path(folder).expanduser().resolve()
+    if not str(folder).strip() or not top.name.isprintable() or set(top.name) & set("\"'\\"):
+        raise UsageError(
+            "This name cannot be that of a project.",
+            expected="the name of a folder without quotes and backslashes, or . for this folder",
+            came=repr(str(folder)),
+            todo="choose another name.",
+        )
     files = project_files(top.name)
     try:
         if top.exists():

@@ -13,12 +13,12 @@ import ibis
 import ibis.expr.types as ir
 from pydantic import BaseModel, ConfigDict
 
-from ..contract.contract import Contract
+from ..contract.contract import Contract, check_contract
 from ..display import Html, bar, concat, element, table, text_table
 from ..errors import ContractError, LedgerError
 from .audit import Marked, extra_column_notes, letter_mark, mark, note_list, suspicions
 from .rules import raw_name
-from ..tables.catalog import Catalog, Snapshot
+from ..tables.catalog import Catalog, Snapshot, check_snapshot
 from ..tables.engine import Engine, use_engine
 from ..tables.rowhash import ROW_HASH
 from ..workspace import Workspace
@@ -91,6 +91,14 @@ def clean(
     workspace: Workspace | None = None,  # whose catalog and engine are opened
 ) -> Ledger:
     "Separates the rows into two tables; raises ContractError, TableError or LedgerError, and then keeps nothing."
+    check_snapshot(snapshot)
+    check_contract(contract)
+    if ROW_HASH in contract.names:
+        raise ContractError(
+            f"The contract has a column '{ROW_HASH}', which cleaning adds.",
+            expected="a table without it",
+            todo=f"rename that column, or train on {snapshot.ref} where it is a cleaned table already.",
+        )
     kept, quarantine = kept or f"{snapshot.table}_kept", quarantine or f"{snapshot.table}_quarantine"
     if len({kept, quarantine, snapshot.table}) < 3:
         raise ContractError(

@@ -22,7 +22,7 @@ from ..contract.features import AnyFeature, Category, Distance, Numeric, TimePar
 from ..contract.rules import AnyRule, Between, NotNull, Unique
 from ..errors import ContractError, closest
 from .rules import is_there, read_as, stored_types
-from ..tables.catalog import Snapshot
+from ..tables.catalog import Snapshot, check_snapshot
 from ..tables.engine import Engine, use_engine
 from ..workspace import Workspace
 
@@ -384,6 +384,7 @@ def infer(
     workspace: Workspace | None = None,  # whose engine is opened
 ) -> Contract:
     "A contract for a table that has none, with notes on what was assumed; raises ContractError for an unfit target."
+    check_snapshot(snapshot)
     with use_engine(engine, workspace) as engine:
         table = engine.table(snapshot)
         rows, facts = scan_columns(table, engine)

@@ -139,8 +139,10 @@ def save_run(
 def read_run(
     folder: str,  # path or URI of a run's folder
 ) -> Run:
-    "The run that a folder holds. Raises `StorageError`."
+    "The run that a folder holds. Raises `StorageError`, `UsageError` for a file that is no record."
     stored = json.loads(read_text(f"{folder}/run.json"))
+    if not isinstance(stored, dict):
+        raise UsageError(f"{folder}/run.json is no record of a run.", expected="a JSON object", came=str(stored)[:80])
     values = {f.name: stored[f.name] for f in fields(Run) if f.name in stored} | {"folder": folder}  # it may be a copy
     values |= {name: tuple(values[name]) for name in ("after", "notes") if name in values}
     error = Failure(**values["error"]) if values.get("error") else None

@@ -326,6 +326,9 @@ def fit(
     """
     if epochs < 1:
         raise UsageError(f"A training cannot have epochs = {epochs}.", expected="a whole number from 1")
+    for name, rate in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if not rate >= 0:
+            raise UsageError(f"A training cannot have {name} = {rate}.", expected="a number from 0")
     settings = FitSettings(learning_rate or learning_rate_for(train.batch_rows), weight_decay, average, seed=seed)
     purpose = _purpose(model, train, valid, settings)
     with defer_interruptions() as interruption, join_group() as group, _on_device(model, group.device):

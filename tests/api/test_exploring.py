@@ -168,7 +168,7 @@ def test_errors_say_what_to_do(folder: Path) -> None:
     ledger = slml.clean(houses, contract)
     with pytest.raises(UsageError, match=r"did you mean 'houses\.csv'"):
         slml.ingest("house.csv")
-    with pytest.raises(UsageError, match="nothing that can be ingested"):
+    with pytest.raises(UsageError, match="nothing that slml can read as a table"):
         slml.ingest({"area": [1, 2]})
     with pytest.raises(IngestError, match="no single type"):
         slml.ingest(pd.DataFrame({"area": [1, "two"]}))
@@ -248,3 +248,90 @@ def test_train_inside_a_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert model.run.id == "20230101-train-1"
     assert (folder / "checkpoints" / "checkpoint.pt").exists()
     assert not list_runs(Workspace())
+
+
+def test_frames_that_are_no_plain_table(folder: Path) -> None:
+    """Each is refused with one message, and a named index is a column wherever a frame is read."""
+    frame = make_houses().dropna()
+    with pytest.raises(IngestError, match="columns of the same name"):
+        slml.ingest(pd.concat([frame, frame[["area"]]], axis=1))
+    with pytest.raises(IngestError, match="no single type"):
+        slml.ingest(frame.assign(none=pd.arrays.SparseArray(np.zeros(len(frame)))))
+    for other in (frame["area"], [1], None, np.ones((2, 2))):
+        with pytest.raises(UsageError, match="nothing that slml can read as a table"):
+            slml.ingest(other)
+    with pytest.raises(TableError, match="cannot be the name of a table"):
+        slml.ingest(frame, "a/b")
+    with pytest.raises(UsageError, match="No file is named"):
+        slml.ingest("")
+    (folder / "nothing").mkdir()
+    with pytest.raises(UsageError, match="a folder without files"):
+        slml.ingest("nothing")
+    indexed = frame.rename(columns={"area": 7}).set_index(["city", "sold"])
+    houses = slml.ingest(indexed, "indexed")
+    assert houses.schema.names == ["7", "price", "city", "sold"]
+    contract = slml.infer(houses, target="price")
+    model = slml.train(slml.clean(houses, contract), contract, **SMALL)
+    predicted = model.predict(indexed)["prediction"].to_numpy()
+    assert (predicted == model.predict(indexed.reset_index())["prediction"].to_numpy()).all()
+    stream = pa.Table.from_pandas(indexed.reset_index().rename(columns=str), preserve_index=False).to_reader()
+    assert len(model.predict(stream)) == len(indexed), "a stream is read once"
+    for other in ([{"city": "Oslo"}], "houses.csv", None, houses):
+        with pytest.raises(UsageError, match="nothing that slml can read as a table"):
+            model.predict(other)
+    with pytest.raises(IngestError, match="columns of the same name"):
+        model.predict(pd.concat([frame, frame[["area"]]], axis=1).rename(columns={"area": 7}))
+
+
+def test_what_is_no_snapshot_or_no_contract(folder: Path) -> None:
+    houses = slml.ingest("houses.csv")
+    contract = slml.infer(houses, target="price")
+    ledger = slml.clean(houses, contract)
+    for other in ("houses", make_houses(), None):
+        with pytest.raises(UsageError, match="no snapshot of a table"):
+            slml.infer(other, target="price")
+        with pytest.raises(UsageError, match="no snapshot of a table"):
+            slml.clean(other, contract)
+    for other in (make_houses(), None):
+        with pytest.raises(UsageError, match="no snapshot of a table"):
+            slml.train(other, contract)
+    for other in ({"target": "price"}, None):
+        with pytest.raises(UsageError, match="no contract"):
+            slml.clean(houses, other)
+        with pytest.raises(UsageError, match="no contract"):
+            slml.train(ledger, other)
+    marked = slml.ingest(make_houses().assign(row_hash=range(600)), "marked")
+    with pytest.raises(ContractError, match="'row_hash', which cleaning adds"):
+        slml.clean(marked, slml.infer(marked, target="price"))
+    assert {"houses", "houses_kept", "houses_quarantine", "marked"} == set(slml.Catalog().tables())
+
+
+def test_sizes_that_no_training_can_have(folder: Path) -> None:
+    houses = slml.ingest("houses.csv")
+    contract = slml.infer(houses, target="price")
+    ledger = slml.clean(houses, contract)
+    wrong = {"width": [0, "wide"], "depth": [0], "dropout": [1.0], "seed": [-1, "a"], "learning_rate": [-1.0]}
+    for name, values in (wrong | {"weight_decay": [-1.0]}).items():
+        for value in values:
+            with pytest.raises(UsageError, match=f"{name} = "):
+                slml.train(ledger, contract, **SMALL | {name: value})
+
+
+def test_sql_reads_tables_and_nothing_else(folder: Path) -> None:
+    slml.ingest("houses.csv")
+    for query in (
+        "drop table houses", "copy houses to 'x.csv'", "attach 'x.db'", "delete from houses", "pivot houses on city",
+        "create table z as select 1", "set threads = 1", "install httpfs", "show tables",
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="does not select"):
+            slml.sql(query)
+    for function in ("read_csv('/etc/passwd')", "read_text('/etc/passwd')", "glob('/*')", "query('select 1')"):
+        with pytest.raises(UsageError, match="reads tables only"):
+            slml.sql(f"select * from {function}")
+    with pytest.raises(TableError, match="cannot be the name"):
+        slml.sql("select * from '/etc/passwd'")
+    with pytest.raises(UsageError, match="not SQL"):
+        slml.sql(None)
+    assert len(slml.sql("describe houses")) == 4
+    assert len(slml.sql("from houses limit 3")) == 3
+    assert not (folder / "x.csv").exists()
