@@ -302,7 +302,7 @@ def _create_version(
     "A new version in MLflow."
     full = mlflow_name(candidate.name, workspace)
     if not client.search_registered_models(f"name = '{full}'"):
-        retry_while_locked(lambda: client.create_registered_model(full, tags={"project": workspace.project}))
+        _create_model(client, full, workspace)
     tags = {"hash": candidate.hash, "metric": candidate.metric, "value": repr(candidate.value), "data": candidate.data}
     tags |= {"against": candidate.against[:5000], "user": workspace.user}
     tags |= {f"test.{n}": f"{v:.6g}" for n, v in metrics.items() if v is not None}
@@ -312,6 +312,17 @@ def _create_version(
         )
     )
     return _version(candidate.name, stored)
+
+
+def _create_model(client: "MlflowClient", name: str, workspace: Workspace) -> None:
+    "A model to which versions belong; another process, or an attempt that seemed to fail, may have made it before."
+    from mlflow.exceptions import MlflowException
+
+    try:
+        retry_while_locked(lambda: client.create_registered_model(name, tags={"project": workspace.project}))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 # %% ../../nbs/registry/versions.ipynb #47af3bb4
 def find_version(

@@ -187,7 +187,7 @@ def test_the_readme_is_its_notebook(tmp_path: Path) -> None:
     assert pictures[0] == pictures[1], "run make readme"
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_ids_of_tests_are_the_same_in_every_process(tmp_path: Path) -> None:
     """pytest-xdist refuses to start where an id holds a time, something random or an address in memory."""
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-o", "addopts="]

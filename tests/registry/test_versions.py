@@ -27,6 +27,7 @@ from slml.registry.gate import AuditSummary
 from slml.registry.tracking import open_tracking
 from slml.registry.versions import (
     Version,
+    _create_model,
     bundle_uri,
     clear_canary,
     list_versions,
@@ -582,3 +583,11 @@ def test_two_registrations_at_once_leave_one_champion(bundle, tmp_path, workspac
         list(threads.map(race, [another(bundle, tmp_path / str(n), n) for n in (1, 2)]))
     found = list_versions("raced", workspace)
     assert [(v.number, v.aliases) for v in found] == [(1, ("champion",)), (2, ("challenger",))]
+
+
+def test_a_model_that_another_process_has_just_created_is_no_error(workspace: Workspace, tracking_uri: str) -> None:
+    workspace = workspace.model_copy(update={"tracking_uri": tracking_uri})
+    client = open_tracking(workspace)
+    for _ in range(2):
+        _create_model(client, "test.made_twice", workspace)
+    assert len(client.search_registered_models("name = 'test.made_twice'")) == 1

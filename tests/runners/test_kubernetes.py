@@ -217,6 +217,7 @@ def test_an_error_in_the_notebook_is_not_tried_again(runner, cluster):
     assert len(cluster.pods()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_room_and_is_cancelled(runner, cluster, sleeper):
     first, second = runner.submit(sleeper), runner.submit(sleeper)
     until(lambda: "pid" in runner.logs(first))
@@ -229,6 +230,7 @@ def test_a_run_waits_for_room_and_is_cancelled(runner, cluster, sleeper):
     assert "pid" in runner.logs(first)
 
 
+@pytest.mark.slow
 def test_a_run_whose_node_is_taken_back_is_tried_again(runner, cluster, tmp_path):
     source = f"import pathlib, time\nmark = pathlib.Path('{tmp_path}/mark')\nfirst = not mark.exists()\nmark.touch()"
     path = notebook("twice", "", source, "print('begun', flush=True)", "if first: time.sleep(600)")
@@ -254,6 +256,7 @@ def test_a_pod_that_ran_out_of_memory_is_called_that(runner, cluster, sleeper):
     assert "--memory" in runner.why(id).todo
 
 
+@pytest.mark.slow
 def test_runs_come_after_others_without_an_orchestrator(runner, cluster):
     last = "from slml.runs.record import record\nrecord(outputs={'rows': rows})"
     first = runner.submit(job(notebook("first", "rows: int = 10", "import time; time.sleep(2)", last), {}))
@@ -263,6 +266,7 @@ def test_runs_come_after_others_without_an_orchestrator(runner, cluster):
     assert runner.wait(second).outputs == {"rows": 10}
 
 
+@pytest.mark.slow
 def test_a_run_after_one_that_failed_is_skipped(runner, cluster):
     first = runner.submit(job(notebook("first", "", "1 / 0"), {}))
     second = runner.submit(job(notebook("second", "", "1"), {}), after=[first])
@@ -273,6 +277,7 @@ def test_a_run_after_one_that_failed_is_skipped(runner, cluster):
     until(lambda: len(cluster.jobs) == 1)  # what was not to run is gone
 
 
+@pytest.mark.slow
 def test_an_array_is_one_job(runner, cluster):
     cluster.cpus = 3
     source = "from slml.runs.record import record; record({'half': rows / 2}); assert rows != 4"
@@ -292,6 +297,7 @@ def test_an_image_that_is_not_there(runner, cluster, monkeypatch):
     until(lambda: not cluster.jobs)
 
 
+@pytest.mark.slow
 def test_a_quota_that_is_used_up(runner, cluster):
     cluster.quota = "exceeded quota: team, requested: cpu=1, used: cpu=8, limited: cpu=8"
     id = runner.submit(job(notebook("one", "", "1"), {}))

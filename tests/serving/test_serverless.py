@@ -195,16 +195,16 @@ def push(content: str) -> str:
     return boto3.client("ecr").put_image(repositoryName="slml", **image)["image"]["imageId"]["imageDigest"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # pytest-xdist may set up a module twice, and the database is one for the session
 def registry(tracking_uri: str) -> Workspace:
     """A project with three registered versions."""
-    found = Workspace(root=ROOT, project="taxi", tracking_uri=tracking_uri, catalog_uri="glue")
-    client = open_tracking(found)
+    workspace = Workspace(root=ROOT, project="taxi", tracking_uri=tracking_uri, catalog_uri="glue")
+    client = open_tracking(workspace)
     client.create_registered_model("taxi.fare")
     for number in (1, 2, 3):
         tags = {"hash": f"{number}" * 64, "metric": "mae", "value": f"{3 - number / 10}", "data": "trips@1"}
-        client.create_model_version("taxi.fare", found.uri("runs", str(number), "bundle"), tags=tags)
-    return found
+        client.create_model_version("taxi.fare", workspace.uri("runs", str(number), "bundle"), tags=tags)
+    return workspace
 
 
 @pytest.fixture
