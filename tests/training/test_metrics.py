@@ -1,6 +1,7 @@
 """Figures that can be checked by hand, refusals, and baselines that take whatever a table holds."""
 
 import warnings
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from matplotlib import pyplot as plt
 
 from slml.errors import TrainingError, UsageError
 from slml.training.baselines import baselines
-from slml.training.metrics import headline, measure, plot_against_target, slice_labels, slice_metrics
+from slml.training.metrics import headline, measure, plot_against_target, range_names, slice_labels, slice_metrics
 
 KEYS = ["constant", "linear", "hist_gradient_boosting"]
 
@@ -110,6 +111,32 @@ def test_slices_of_any_column(values: pd.Series, slices: int) -> None:
         labels = slice_labels(values, 4)
     assert not labels.isna().any()
     assert 1 <= labels.nunique() <= slices
+
+
+@pytest.mark.parametrize(
+    ("edges", "names"),
+    [
+        ([30.198999999999998, 48.287, 199.8], ["[30.2, 48.3]", "(48.3, 200]"]),
+        ([0.0, 4.0, 23.0], ["[0, 4]", "(4, 23]"]),
+        ([2003, 2011, 2023], ["[2003, 2011]", "(2011, 2023]"]),  # no whole number is rounded
+        ([-1.5e-6, 2.5e-6], ["[-1.5e-06, 2.5e-06]"]),
+        ([999.7, 1234567.8], ["[999.7, 1234568]"]),
+        ([7.0, 7.00001, 7.00002], ["[7, 7.00001]", "(7.00001, 7.00002]"]),
+        ([1.0, 1 + 2**-52], ["[1, 1.0000000000000002]"]),
+        (pd.to_datetime(["2023-01-01", "2023-02-01"]), ["[2023-01-01, 2023-02-01]"]),
+        (pd.to_datetime(["2023-01-01 08:00", "2023-01-01 09:30"]), ["[2023-01-01 08:00, 2023-01-01 09:30]"]),
+    ],
+)
+def test_the_names_of_ranges_are_short_and_differ(edges: Sequence[float], names: list[str]) -> None:
+    assert range_names(edges) == names
+
+
+def test_slices_are_named_after_rounded_edges() -> None:
+    values = pd.Series(np.random.default_rng(0).uniform(30, 200, 1_000), name="area")
+    names = slice_metrics("regression", values, values, values).index
+    assert names.is_unique
+    assert len(names) == 8
+    assert max(map(len, names)) <= len("(76.5, 98.1]")
 
 
 def test_plots_of_every_task() -> None:
