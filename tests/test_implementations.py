@@ -81,7 +81,7 @@ def test_nothing_is_imported_by_looking(install):
 
 
 def test_whatever_a_package_raises_is_one_message(install, tmp_path):
-    install("broken-engines", "broken = broken_engines:Engine", module='raise RuntimeError("no licence")')
-    with pytest.raises(SettingsError, match="'broken' cannot be imported") as caught:
-        open_engine(Workspace(root=str(tmp_path), engine="broken"))
+    install("raising-engines", "raising = raising_engines:Engine", module='raise RuntimeError("no licence")')
+    with pytest.raises(SettingsError, match="'raising' cannot be imported") as caught:
+        open_engine(Workspace(root=str(tmp_path), engine="raising"))
     assert caught.value.came == "RuntimeError: no licence"

@@ -202,8 +202,8 @@ def train(
     "Train a model on cleaned rows. Raises `TrainingError`, `SamplingError` for rows that are too few to split."
     workspace = workspace or Workspace()
     check_contract(contract)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UsageError(f"A training cannot have seed = {seed!r}.", expected="a whole number from 0")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UsageError(f"A training cannot have seed = {seed!r}.", expected="a whole number from 0, below 2**63")
     snapshot = find_rows(rows, workspace)
     with use_engine(engine, workspace) as engine:
         split = _split_of(snapshot, split, engine, seed)

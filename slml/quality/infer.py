@@ -458,8 +458,10 @@ def _leaks(
     summed = [
         c.name for c in others if c.type in ("int", "float", "bool") and not _CODE.search(c.name)
     ]  # codes are not
-    values = {n: np.nan_to_num(numbers(labelled, n)) for n in summed}
     target_values, leaks, leak_notes = numbers(labelled, target), set(), []
+    finite = np.isfinite(target_values)
+    target_values = target_values[finite]
+    values = {n: np.nan_to_num(numbers(labelled, n), posinf=0, neginf=0)[finite] for n in summed}
     while leak := smallest_leak({n: v for n, v in values.items() if n not in leaks}, target_values):
         leaks |= set(leak)
         leak_notes.append(_warning(leak, target))

@@ -326,7 +326,11 @@ def fit(
     """
     if epochs < 1:
         raise UsageError(f"A training cannot have epochs = {epochs}.", expected="a whole number from 1")
-    for name, rate in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+    for name, rate in (
+        ("learning_rate", learning_rate),
+        ("weight_decay", weight_decay),
+        ("max_seconds", max_seconds),
+    ):
         if not rate >= 0:
             raise UsageError(f"A training cannot have {name} = {rate}.", expected="a number from 0")
     settings = FitSettings(learning_rate or learning_rate_for(train.batch_rows), weight_decay, average, seed=seed)

@@ -310,10 +310,10 @@ def test_sizes_that_no_training_can_have(folder: Path) -> None:
     houses = slml.ingest("houses.csv")
     contract = slml.infer(houses, target="price")
     ledger = slml.clean(houses, contract)
-    wrong = {"width": [0, "wide"], "depth": [0], "dropout": [1.0], "seed": [-1, "a"], "learning_rate": [-1.0]}
-    for name, values in (wrong | {"weight_decay": [-1.0]}).items():
+    wrong = {"width": [0, "wide"], "depth": [0], "dropout": [1.0], "seed": [-1, "a", 2**63], "learning_rate": [-1.0]}
+    for name, values in (wrong | {"weight_decay": [-1.0], "max_seconds": [-1.0]}).items():
         for value in values:
-            with pytest.raises(UsageError, match=f"{name} = "):
+            with pytest.raises(UsageError, match=f"cannot have {name} = "):
                 slml.train(ledger, contract, **SMALL | {name: value})
 
 
@@ -335,3 +335,13 @@ def test_sql_reads_tables_and_nothing_else(folder: Path) -> None:
     assert len(slml.sql("describe houses")) == 4
     assert len(slml.sql("from houses limit 3")) == 3
     assert not (folder / "x.csv").exists()
+
+
+@pytest.mark.parametrize("values", [{"area": np.inf}, {"price": np.inf}, {"noise": [-np.inf, 1.0, 2.0] * 200}])
+def test_a_contract_for_values_without_end(folder: Path, values: dict) -> None:
+    """Infinite numbers are no reason to fail; the contract's rules decide about them."""
+    frame = make_houses().dropna(subset=["city"])
+    frame = frame.assign(
+        **{n: v if isinstance(v, list) else frame[n].where(frame.index > 9, v) for n, v in values.items()}
+    )
+    assert slml.infer(slml.ingest(frame, "endless"), target="price").target == "price"
