@@ -34,6 +34,6 @@ def init_command(
         lines = [f"Nothing to write: {here} has all files already."]
     else:
         enter = "" if Path(folder).resolve() == Path.cwd() else f"cd {here} && "
-        lines += ["next:", f"  {enter}jupyter lab nbs/explore.ipynb"]
+        lines += ["next:", f"  {enter}jupyter lab explore.ipynb"]
         lines += [f"  {enter}slml pipeline run table.yaml -p source=data/houses.csv -p target=price"]
     show("\n".join(lines), {"written": written}, as_json)

@@ -52,7 +52,7 @@ TEMPLATE = {  # file of the template -> where it goes
     "requirements.txt": "requirements.txt",
     "gitignore": ".gitignore",
     "github/ci.yml": ".github/workflows/notebooks.yml",
-    "nbs/explore.ipynb": "nbs/explore.ipynb",
+    "explore.ipynb": "explore.ipynb",
     "data/houses.csv": "data/houses.csv",
 }
 

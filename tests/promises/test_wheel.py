@@ -74,7 +74,7 @@ def test_the_package_is_that_of_the_wheel(environment: Path, project: Path) -> N
 
 def test_a_project_has_what_it_needs(project: Path) -> None:
     files = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
-    assert {"slml.toml", ".gitignore", "README.md", "pipelines/table.yaml", "nbs/explore.ipynb"} <= files
+    assert {"slml.toml", ".gitignore", "README.md", "pipelines/table.yaml", "explore.ipynb"} <= files
     assert {f"nbs/jobs/{path.name}" for path in (REPOSITORY / "nbs" / "jobs").glob("*.ipynb")} <= files
     assert "papermill" in (project / ".github/workflows/notebooks.yml").read_text()
 
@@ -97,19 +97,7 @@ def audited_snapshot(executed: list[Path]) -> str:
 
 
 def test_the_first_notebook_runs_under_papermill(environment: Path, project: Path) -> None:
-    arguments = [
-        "-m",
-        "papermill",
-        "--engine",
-        "slml",
-        "--cwd",
-        "nbs",
-        "nbs/explore.ipynb",
-        "out.ipynb",
-        "-p",
-        "max_seconds",
-        "5",
-    ]
+    arguments = ["-m", "papermill", "--engine", "slml", "explore.ipynb", "out.ipynb", "-p", "max_seconds", "5"]
     call(environment, project, "python", *arguments)
     notebook = nbformat.read(project / "out.ipynb", 4)
     assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code" and cell.source)
