@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -79,6 +80,7 @@ def open_tracking(
         from mlflow import MlflowClient
 
         with quiet_mlflow(), database_lock(uri):
+            _create_database(uri)
             client = MlflowClient(uri, registry_uri=uri)
             retry_while_locked(lambda: client.search_experiments(max_results=1))
         return client
@@ -88,6 +90,24 @@ def open_tracking(
             came=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             todo="check SLML_TRACKING_URI and the space on the disk.",
         ) from error
+
+
+def _create_database(uri: str) -> None:
+    "Make a SQLite database whole or not at all: MLflow cannot go on with one whose tables are made in part."
+    from mlflow import MlflowClient
+
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists() or path.name == ":memory:":
+        return
+    for unfinished in path.parent.glob(f"{path.name}.*.new*"):
+        unfinished.unlink()
+    new = path.with_name(f"{path.name}.{uuid4().hex}.new")
+    try:
+        MlflowClient(f"sqlite:///{new}", registry_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+        new.rename(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 # %% ../../nbs/registry/tracking.ipynb #59418a99
 def database_lock(uri: str) -> FileLock | nullcontext:
