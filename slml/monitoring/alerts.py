@@ -34,8 +34,8 @@ class Alert(msgspec.Struct, frozen=True):
     at: str = ""  # ISO 8601, UTC
 
     def __str__(self) -> str:
-        more = "".join(f"\n  {line}" for line in [*self.text.splitlines(), self.report] if line)
-        return f"[{self.model}] {self.title}{more}"
+        details = "".join(f"\n  {line}" for line in [*self.text.splitlines(), self.report] if line)
+        return f"[{self.model}] {self.title}{details}"
 
 
 def event_id(

@@ -39,8 +39,8 @@ def _check_time_column(table: pa.Table, time: str, every: str) -> None:
         expected = f"one of {', '.join(WINDOW_LENGTHS)}"
         raise UsageError(f"There is no window '{every}'.", expected=expected, todo=closest(every, WINDOW_LENGTHS))
     if time not in table.column_names or not pa.types.is_temporal(table[time].type):
-        came = str(table[time].type) if time in table.column_names else ", ".join(table.column_names)
-        raise ContractError(f"The table has no time '{time}' to cut it by.", expected="a column of times", came=came)
+        actual = str(table[time].type) if time in table.column_names else ", ".join(table.column_names)
+        raise ContractError(f"The table has no time '{time}' to cut it by.", expected="a column of times", came=actual)
 
 # %% ../../nbs/monitoring/episodes.ipynb #2c1c109b
 def split_into_windows(
@@ -158,10 +158,10 @@ def _episode(column: str, run: Sequence[Occurrence], windows: Sequence[Diagnosed
     "One run of windows with the kind that fits best."
     times = Counter(kind for _, kind, _ in run)
     kind = max(times, key=lambda k: (times[k], k != "shifted", k))
-    words = next(w for _, k, w in run if k == kind)
+    description = next(w for _, k, w in run if k == kind)
     first, last, count = run[0][0], run[-1][0], len({i for i, _, _ in run})
     ongoing = last == len(windows) - 1 or (count > gap + 1 and last >= len(windows) - 1 - gap)
-    return Episode(column, kind, words, windows[first].start, windows[last].start, count, ongoing)
+    return Episode(column, kind, description, windows[first].start, windows[last].start, count, ongoing)
 
 # %% ../../nbs/monitoring/episodes.ipynb #281da034
 @dataclass(frozen=True)

@@ -88,8 +88,8 @@ def _unreadable_finding(
     share, before = window.invalid / n, reference.invalid / max(m, 1)
     effect = cohen_h(before, share, chance) if share > before else 0.0
     p = count_p_value(window.invalid, n, (reference.invalid + 1) / (m + 2), limits.design_effect)
-    words = f"{share:.1%} of the values do not read as the contract's type"
-    return Finding(name, "unreadable", words, effect, limits.share / 2, p)
+    description = f"{share:.1%} of the values do not read as the contract's type"
+    return Finding(name, "unreadable", description, effect, limits.share / 2, p)
 
 
 def _null_finding(name: str, reference: ColumnProfile, window: ColumnProfile, limits: Limits, chance: float) -> Finding:
@@ -98,8 +98,8 @@ def _null_finding(name: str, reference: ColumnProfile, window: ColumnProfile, li
     far = max(after / before, before / after) >= limits.odds
     effect = cohen_h(reference.null_share, window.null_share, chance) if far else 0.0
     p = shares_p_value(reference.nulls, reference.rows, window.nulls, window.rows, limits.design_effect)
-    words = f"{window.null_share:.1%} nulls, were {reference.null_share:.1%}"
-    return Finding(name, "nulls", words, effect, limits.share, p)
+    description = f"{window.null_share:.1%} nulls, were {reference.null_share:.1%}"
+    return Finding(name, "nulls", description, effect, limits.share, p)
 
 # %% ../../nbs/monitoring/findings.ipynb #b0f2d4c0
 def match_renamed(gone: Mapping[str, float], new: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -129,14 +129,14 @@ def category_findings(name: str, reference: ColumnProfile, window: ColumnProfile
     new = {v: k / n for v, k in window.categories.items() if v not in reference.categories}
     gone = {v: k / m for v, k in reference.categories.items() if v not in window.categories and k / m >= 0.005}
 
-    def new_finding(kind: str, words: str, share: float) -> Finding:
+    def new_finding(kind: str, description: str, share: float) -> Finding:
         p = count_p_value(round(share * n), n, singletons / (m + 1), limits.design_effect)
-        return Finding(name, kind, words, cohen_h(0, share, chance), limits.share, p)
+        return Finding(name, kind, description, cohen_h(0, share, chance), limits.share, p)
 
     for old, current in match_renamed(gone, new):
         before, share = gone.pop(old), new.pop(current)
-        words = f"'{old}' ({before:.1%}) is gone and '{current}' ({share:.1%}) has come: renamed?"
-        yield new_finding("renamed", words, share)
+        description = f"'{old}' ({before:.1%}) is gone and '{current}' ({share:.1%}) has come: renamed?"
+        yield new_finding("renamed", description, share)
     if total := sum(new.values()):
         yield new_finding("new categories", f"{total:.1%} of the values are new: {quote_values(new)}", total)
     if gone:
@@ -147,8 +147,8 @@ def _vanished_finding(name: str, gone: Mapping[str, float], n: int, chance: floa
     "Categories that the window does not have, with the chance that so many rows have none of them."
     total = sum(gone.values())
     p = float((1 - min(total, 1)) ** (n / limits.design_effect))
-    words = f"{quote_values(gone)} {'are' if len(gone) > 1 else 'is'} gone, {total:.1%} of all before"
-    return Finding(name, "vanished categories", words, cohen_h(0, total, chance), limits.share, p)
+    description = f"{quote_values(gone)} {'are' if len(gone) > 1 else 'is'} gone, {total:.1%} of all before"
+    return Finding(name, "vanished categories", description, cohen_h(0, total, chance), limits.share, p)
 
 # %% ../../nbs/monitoring/findings.ipynb #b96bda42
 UNITS = {
@@ -174,24 +174,24 @@ def find_unit_factor(
     best = min(remaining, key=remaining.get)
     if remaining[best] > min(shift / 4, 0.1):
         return None
-    return best, next(words for unit, words in UNITS.items() if best in (unit, 1 / unit))
+    return best, next(names for unit, names in UNITS.items() if best in (unit, 1 / unit))
 
 # %% ../../nbs/monitoring/findings.ipynb #c9b18993
 def shift_finding(name: str, contract: Contract, reference: ColumnProfile, window: ColumnProfile, drift: ColumnDrift,
                   limits: Limits) -> Finding:  # fmt: skip
     "The shift of a column's values, and what it looks like."
     kind = {PREDICTION: "predictions", contract.target: "target"}.get(name, "shifted")
-    words = "the values have shifted"
+    description = "the values have shifted"
     if drift.kind == "timestamp":
-        kind, words = "hours", "the hours of the day have shifted"
+        kind, description = "hours", "the hours of the day have shifted"
     elif drift.kind == "number" and drift["ks"] is not None:
         before, after = reference.quantile((0.5,))[0], window.quantile((0.5,))[0]
-        words = f"the median is {after:.4g}, was {before:.4g}"
+        description = f"the median is {after:.4g}, was {before:.4g}"
         large = kind == "shifted" and drift.psi >= limits.for_column(name)
         if large and (mixed_up := find_unit_factor(reference, window, drift.psi)):
-            kind, words = "unit", f"{mixed_up[0]:.3g} times what it was: {mixed_up[1]} mixed up?"
+            kind, description = "unit", f"{mixed_up[0]:.3g} times what it was: {mixed_up[1]} mixed up?"
     limit = limits.for_column(name)
-    return Finding(name, kind, f"{words} (PSI {drift.psi:.2f})", drift.psi, limit, drift["p"] or 0.0)
+    return Finding(name, kind, f"{description} (PSI {drift.psi:.2f})", drift.psi, limit, drift["p"] or 0.0)
 
 # %% ../../nbs/monitoring/findings.ipynb #8ce1befd
 def _format_hours(hours: list[int]) -> str:
@@ -210,8 +210,8 @@ def hour_findings(name: str, reference: ColumnProfile, window: ColumnProfile, li
     sure = [h for h in silent if (1 - usual[h]) ** (window.count / limits.design_effect) < limits.p / 24]
     if sure:
         share = float(usual[sure].sum())
-        words = f"nothing between {_format_hours(sure)}, where {share:.1%} of all rows are expected"
-        yield Finding(name, "missing hours", words, cohen_h(0, share), limits.share / 2, 0.0)
+        description = f"nothing between {_format_hours(sure)}, where {share:.1%} of all rows are expected"
+        yield Finding(name, "missing hours", description, cohen_h(0, share), limits.share / 2, 0.0)
 
 # %% ../../nbs/monitoring/findings.ipynb #61fe0d8f
 def swap_findings(reference: Profile, window: Profile, shifted: Iterable[str], limits: Limits) -> Iterator[Finding]:
@@ -226,9 +226,9 @@ def swap_findings(reference: Profile, window: Profile, shifted: Iterable[str], l
             continue
         straight = min(distance(a, a), distance(b, b))
         if max(distance(a, b), distance(b, a)) < straight / 3:
-            words = f"look like each other's values: '{a}' and '{b}' are swapped"
-            yield Finding(a, "swapped", words, straight, limits.psi)
-            yield Finding(b, "swapped", words, straight, limits.psi)
+            description = f"look like each other's values: '{a}' and '{b}' are swapped"
+            yield Finding(a, "swapped", description, straight, limits.psi)
+            yield Finding(b, "swapped", description, straight, limits.psi)
 
 # %% ../../nbs/monitoring/findings.ipynb #b53217fb
 def _applicable_contract(contract: Contract, stored: Mapping[str, str]) -> Contract | None:
@@ -277,7 +277,7 @@ def rule_findings(
     for rule, count in violations.items():
         share, before = count / max(rows, 1), usual.get(rule.name, 0.0)
         if share > before:
-            words = f"{share:.1%} of the rows break '{rule.name}', were {before:.1%}"
+            description = f"{share:.1%} of the rows break '{rule.name}', were {before:.1%}"
             effect = cohen_h(before, share, limits.design_effect / max(rows, 1))
             p = count_p_value(count, rows, before + 1e-4, limits.design_effect)
-            yield Finding(rule.columns[0], "rule", words, effect, limits.share, p)
+            yield Finding(rule.columns[0], "rule", description, effect, limits.share, p)

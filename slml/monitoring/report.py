@@ -31,13 +31,13 @@ ACTION_STYLES = {  # action -> colour, sign, and what it says to somebody who do
 
 def verdict_block(t: Timeline) -> Html:
     "What to do, and why, in two lines."
-    colour, sign, words = ACTION_STYLES[t.action]
+    colour, sign, explanation = ACTION_STYLES[t.action]
     mark = element("span", sign, class_="sign", style=f"background:{colour}")
     return element(
         "header",
         element("h2", "What to do"),
         element("p", mark, " ", t.action.capitalize(), class_="action"),
-        element("p", words),
+        element("p", explanation),
         element("p", ", ".join(t.kinds), class_="kinds") if t.kinds else Html(),
         style=f"border-color:{colour}",
     )
@@ -143,7 +143,7 @@ def error_block(t: Timeline) -> Html:  # empty where no labels have come
     if not labelled:
         return Html()
     top = 1.1 * max(max(p.error.high for p in labelled), max(p.expected for p in labelled))
-    changes = [f"the level changed {change}" for change in t.changes.get("error", ())]
+    changes = [f"the error above the expected one changed {change}" for change in t.changes.get("error", ())]
     legend = f"{labelled[-1].metric}, 0 to {top:.3g}, with 95 % confidence interval; grey and dashed: expected error"
     return concat(
         element("h2", "Error"), bullet_list([*section_lines(t, "Error"), *changes]),

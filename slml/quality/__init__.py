@@ -13,7 +13,7 @@ from ..lazy import lazy_exports
 # %% ../../nbs/quality/init.ipynb #d384f6b0
 if TYPE_CHECKING:
     from slml.quality.audit import Audit as Audit
-    from slml.quality.audit import Finding as Finding
+    from slml.quality.audit import RuleFinding as RuleFinding
     from slml.quality.clean import Ledger as Ledger
     from slml.quality.infer import find_key as find_key
     from slml.quality.profile import Profile as Profile
@@ -22,7 +22,7 @@ else:
     NAMES = {
         "Audit": "audit",
         "find_key": "infer",
-        "Finding": "audit",
+        "RuleFinding": "audit",
         "Ledger": "clean",
         "Profile": "profile",
         "profile_snapshot": "profile",

@@ -10,7 +10,7 @@ from ..contract.contract import Contract
 from ..contract.display import terms
 from ..contract.rules import LETTERS
 from ..display import Html, concat, element, table
-from .audit import COLOURS, Audit, Finding
+from .audit import COLOURS, Audit, RuleFinding
 from .clean import Ledger
 
 # %% ../../nbs/quality/report.ipynb #9a9aa2a8
@@ -53,7 +53,7 @@ def rule_blocks(audit: Audit) -> Html:
     return concat(*map(rule_block, broken), line if unbroken else "")
 
 # %% ../../nbs/quality/report.ipynb #b9b6033b
-def rule_block(finding: Finding) -> Html:
+def rule_block(finding: RuleFinding) -> Html:
     "One broken rule."
     rule, colour = finding.rule, COLOURS[finding.rule.letter]
     letter = element("b", rule.letter, class_="letter", style=f"background:{colour}")
@@ -70,7 +70,7 @@ def rule_block(finding: Finding) -> Html:
     )
 
 # %% ../../nbs/quality/report.ipynb #92988b4f
-def examples_table(finding: Finding) -> Html:
+def examples_table(finding: RuleFinding) -> Html:
     "The example rows as they are stored."
     if finding.examples.empty:
         return Html("")
@@ -100,7 +100,7 @@ def report(
     contract: Contract,
 ) -> str:  # a whole HTML page
     "The audit, the ledger and the contract as one self-contained page."
-    kept, rows = (ledger.kept, ledger.rows_in) if ledger else (audit.clean_rows, audit.rows)
+    clean_rows, rows = (ledger.kept, ledger.rows_in) if ledger else (audit.clean_rows, audit.rows)
     summary = (
         f"{ledger.rows_in:,} rows in = {ledger.kept:,} kept + {ledger.quarantined:,} quarantined"
         if ledger
@@ -112,7 +112,7 @@ def report(
         sources += f"; kept {ledger.kept_snapshot}; quarantine {ledger.quarantine_snapshot}"
     body = concat(
         element("h1", contract.name),
-        element("p", summary, " (", element("b", f"{kept / max(rows, 1):.1%}"), ")"),
+        element("p", summary, " (", element("b", f"{clean_rows / max(rows, 1):.1%}"), ")"),
         ledger_bar(ledger) if ledger else "",
         element("h2", "Notes") if notes else "",
         *(element("p", note, class_="note") for note in notes),

@@ -83,8 +83,8 @@ def read_as(
 
 def _as_whole(number: ir.FloatingValue) -> ir.Value:
     "The number as int, null where it has a fraction."
-    whole = number.try_cast("int64")
-    return (whole.cast("float64") == number).ifelse(whole, ibis.null("int64"))
+    integer = number.try_cast("int64")
+    return (integer.cast("float64") == number).ifelse(integer, ibis.null("int64"))
 
 # %% ../../nbs/quality/rules.ipynb #6d121341
 def _text(value: ir.StringValue, format: str) -> ir.Value:
@@ -183,17 +183,14 @@ def prepare(
     keys = {_key_column(r, c): typed_column(stored, c) for r in uniques for c in r.columns}
     ordered = _with_key_order(stored.mutate(**keys), uniques, stored.columns, hashed) if uniques else stored
     prepared = ordered.mutate(**{c.name: typed_column(ordered, c.name) for c in contract.columns if not c.sql})
-    computed = {c.name: _computed_value(c, prepared) for c in contract.columns if c.sql}
+    computed = {
+        c.name: read_as(from_sql(c.sql, prepared, f"column '{c.name}'"), c.type) for c in contract.columns if c.sql
+    }
     prepared = prepared.mutate(**computed, **{raw_name(name): value for name, value in computed.items()})
     for rule in rules:
         if isinstance(rule, Equals):
             prepared = _join_reference(prepared, rule, contract, references)
     return prepared
-
-
-def _computed_value(column: Column, prepared: ir.Table) -> ir.Value:
-    "The value of a column that the table does not hold."
-    return read_as(from_sql(column.sql, prepared, f"column '{column.name}'"), column.type)
 
 # %% ../../nbs/quality/rules.ipynb #68f06303
 def _key_column(rule: Unique, column: str) -> str:
