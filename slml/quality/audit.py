@@ -16,12 +16,12 @@ import ibis
 import ibis.expr.types as ir
 import pandas as pd
 
-from ..contract.contract import Contract
+from ..contract.contract import Contract, check_contract
 from ..contract.display import terms
 from ..contract.rules import LETTERS, ParsesAs, Rule
 from ..display import Html, bar, concat, element, table, text_table
 from .rules import check_columns, prepare, raw_name, read_as, stored_types, violates
-from ..tables.catalog import Snapshot
+from ..tables.catalog import Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, use_engine
 from ..workspace import Workspace
 
@@ -141,7 +141,7 @@ class Audit:
 
 # %% ../../nbs/quality/audit.ipynb #f635fa63
 def audit(
-    snapshot: Snapshot,
+    snapshot: Snapshot | Cleaned | str,  # or a ledger of slml.clean, or the name of a table
     contract: Contract,
     engine: Engine | None = None,  # by default one is opened for this call
     references: Mapping[str, ir.Table] = {},  # name -> table for rules of kind Equals
@@ -149,6 +149,8 @@ def audit(
     workspace: Workspace | None = None,  # whose engine is opened
 ) -> Audit:
     "All rules over the snapshot in one query; raises ContractError where contract and table do not fit."
+    snapshot = find_snapshot(snapshot, workspace)
+    check_contract(contract)
     context = [n for n in (*contract.key, contract.time, contract.target) if n]
     with use_engine(engine, workspace) as engine:
         marked = mark(snapshot, contract, engine, references)

@@ -6,8 +6,10 @@
 __all__ = ['BROKEN', 'Ledger', 'kept_rows', 'quarantined_rows', 'clean']
 
 # %% ../../nbs/quality/clean.ipynb #20dcc9e9
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 
 import ibis
 import ibis.expr.types as ir
@@ -18,7 +20,7 @@ from ..display import Html, bar, concat, element, table, text_table
 from ..errors import ContractError, LedgerError
 from .audit import Marked, extra_column_notes, letter_mark, mark, note_list, suspicions
 from .rules import raw_name
-from ..tables.catalog import Catalog, Snapshot, check_snapshot
+from ..tables.catalog import Catalog, Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, use_engine
 from ..tables.rowhash import ROW_HASH
 from ..workspace import Workspace
@@ -80,7 +82,7 @@ def quarantined_rows(marked: Marked) -> ir.Table:
 
 # %% ../../nbs/quality/clean.ipynb #aaf57563
 def clean(
-    snapshot: Snapshot,
+    snapshot: Snapshot | Cleaned | str,  # or a ledger of slml.clean, or the name of a table
     contract: Contract,
     catalog: Catalog | None = None,  # by default the one of the current folder's workspace
     engine: Engine | None = None,  # by default one is opened for this call
@@ -90,8 +92,12 @@ def clean(
     *,
     workspace: Workspace | None = None,  # whose catalog and engine are opened
 ) -> Ledger:
-    "Separates the rows into two tables; raises ContractError, TableError or LedgerError, and then keeps nothing."
-    check_snapshot(snapshot)
+    """Separate the rows into two tables, unless these hold the same rows under the same contract already.
+
+    Raises ContractError, TableError or LedgerError, and then keeps nothing.
+    """
+    catalog = catalog or Catalog(workspace)
+    snapshot = find_snapshot(snapshot, catalog=catalog)
     check_contract(contract)
     if ROW_HASH in contract.names:
         raise ContractError(
@@ -106,10 +112,12 @@ def clean(
             came=f"{snapshot.table}, {kept}, {quarantine}",
             todo="give the kept rows and the quarantine names of their own.",
         )
-    catalog = catalog or Catalog(workspace)
-    origin = {"source": snapshot.ref, "contract": contract.name}
+    origin = {"source": snapshot.ref, "contract": contract.name, "contract_hash": _contract_hash(contract)}
     with use_engine(engine, workspace) as engine:
         marked = mark(snapshot, contract, engine, references)
+        written = None if references else _written_before(catalog, kept, quarantine, origin)
+        if written:
+            return _ledger(snapshot, marked, *written, engine)
         undo = [_undo(catalog, name) for name in (kept, quarantine)]
         try:
             out = catalog.table(quarantine).replace(engine.batches(quarantined_rows(marked)), origin)
@@ -134,6 +142,23 @@ def _undo(catalog: Catalog, name: str) -> Callable[[], None]:
             catalog.drop(name)
 
     return step
+
+# %% ../../nbs/quality/clean.ipynb #983020ac
+def _contract_hash(contract: Contract) -> str:
+    "What tells contracts apart, and the versions of slml that apply them."
+    return hashlib.sha256(f"{version('slml')} {contract.to_json()}".encode()).hexdigest()
+
+
+def _written_before(
+    catalog: Catalog, kept: str, quarantine: str, origin: Mapping[str, str]
+) -> tuple[Snapshot, Snapshot] | None:
+    "The current kept rows and their quarantine, where a cleaning of this origin wrote both."
+    tables = [catalog.table(name) for name in (kept, quarantine)]
+    if not all(table.exists for table in tables):
+        return None
+    clean_rows, out = (table.snapshot() for table in tables)
+    same = {**origin, "quarantine": out.ref}.items() <= clean_rows.properties.items()
+    return (clean_rows, out) if same else None
 
 # %% ../../nbs/quality/clean.ipynb #1896d474
 def _ledger(snapshot: Snapshot, marked: Marked, kept: Snapshot, out: Snapshot, engine: Engine) -> Ledger:

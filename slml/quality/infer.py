@@ -22,8 +22,9 @@ from ..contract.features import AnyFeature, Category, Distance, Numeric, TimePar
 from ..contract.rules import AnyRule, Between, NotNull, Unique
 from ..errors import ContractError, closest
 from .rules import is_there, read_as, stored_types
-from ..tables.catalog import Snapshot, check_snapshot
+from ..tables.catalog import Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, use_engine
+from ..tables.rowhash import ROW_HASH
 from ..workspace import Workspace
 
 # %% ../../nbs/quality/infer.ipynb #186b05c5
@@ -374,7 +375,7 @@ def feature_of(column: Column, facts: ColumnFacts, rows: int) -> tuple[AnyFeatur
 
 # %% ../../nbs/quality/infer.ipynb #7f536e1e
 def infer(
-    snapshot: Snapshot,
+    snapshot: Snapshot | Cleaned | str,  # or a ledger of slml.clean, or the name of a table
     engine: Engine | None = None,  # by default one is opened for this call
     *,
     target: str = "",  # column to predict
@@ -384,9 +385,10 @@ def infer(
     workspace: Workspace | None = None,  # whose engine is opened
 ) -> Contract:
     "A contract for a table that has none, with notes on what was assumed; raises ContractError for an unfit target."
-    check_snapshot(snapshot)
+    snapshot = find_snapshot(snapshot, workspace)
     with use_engine(engine, workspace) as engine:
         table = engine.table(snapshot)
+        table = table.drop(ROW_HASH) if ROW_HASH in table.columns else table  # which cleaning adds
         rows, facts = scan_columns(table, engine)
         _check_names(snapshot, key, time)
         if target:

@@ -7,7 +7,7 @@ __all__ = ['prefix', 'sample']
 
 # %% ../../nbs/sampling/sample.ipynb #53407eb6
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import ibis
 
@@ -16,8 +16,11 @@ from .split import Part, Range, require_column, rotate, seed_start
 from ..tables.rowhash import ROW_HASH
 
 if TYPE_CHECKING:
-    from slml.tables.catalog import Snapshot
+    import pandas as pd
+
+    from slml.tables.catalog import Cleaned, Snapshot
     from slml.tables.engine import Engine
+    from slml.workspace import Workspace
 
 # %% ../../nbs/sampling/sample.ipynb #c433b2ce
 def prefix(
@@ -65,16 +68,39 @@ def _order_by_hash(table: ibis.Table, seed: int) -> ibis.Table:
     return table.order_by([table[ROW_HASH] < seed_start(seed), table[ROW_HASH], *ties])
 
 # %% ../../nbs/sampling/sample.ipynb #ef78a4f6
+@overload
 def sample(
-    snapshot: "Snapshot",  # of a cleaned table
+    snapshot: "Snapshot | Cleaned | str",
     engine: "Engine",
+    *,
+    share: float | None = ...,
+    rows: int | None = ...,
+    seed: int = ...,
+    part: Part | None = ...,
+    workspace: "Workspace | None" = ...,
+) -> ibis.Table: ...
+@overload
+def sample(
+    snapshot: "Snapshot | Cleaned | str",
+    engine: None = ...,
+    *,
+    share: float | None = ...,
+    rows: int | None = ...,
+    seed: int = ...,
+    part: Part | None = ...,
+    workspace: "Workspace | None" = ...,
+) -> "pd.DataFrame": ...
+def sample(
+    snapshot: "Snapshot | Cleaned | str",  # of a cleaned table; or the ledger of slml.clean, or the name of a table
+    engine: "Engine | None" = None,  # by default one is opened for this call
     *,
     share: float | None = None,  # above 0, at most 1: about this share of the rows
     rows: int | None = None,  # or: exactly this many
     seed: int = 0,
     part: Part | None = None,  # draw from this part of a split only
-) -> ibis.Table:
-    """A sample of a snapshot, as a table for the engine.
+    workspace: "Workspace | None" = None,  # whose engine is opened
+) -> "ibis.Table | pd.DataFrame":
+    """A sample of a snapshot: as a table for the engine; without an engine as a frame of pandas.
 
     Raises UsageError unless one of share and rows is given, SamplingError for more rows than there are.
     """
@@ -84,12 +110,19 @@ def sample(
             expected="one of share and rows",
             came="neither" if share is None else "both",
         )
-    table, part = engine.table(snapshot), part or Part()
-    require_column(table, ROW_HASH, snapshot)
-    if rows is not None:
-        if rows < 1:
-            raise UsageError("The number of rows of a sample must be at least 1.", came=f"{rows}")
-        return _order_by_hash(_prefix_with_rows(table, engine, part, rows, seed), seed).limit(rows)
-    if not 0 < share <= 1:
+    if rows is not None and rows < 1:
+        raise UsageError("The number of rows of a sample must be at least 1.", came=f"{rows}")
+    if share is not None and not 0 < share <= 1:
         raise UsageError("The share of a sample must be above 0 and at most 1.", came=f"{share}")
-    return prefix(part, share, seed).filter(table)
+    from slml.tables.catalog import find_snapshot
+    from slml.tables.engine import use_engine
+
+    snapshot, part = find_snapshot(snapshot, workspace), part or Part()
+    with use_engine(engine, workspace) as reader:
+        table = reader.table(snapshot)
+        require_column(table, ROW_HASH, snapshot)
+        if rows is None:
+            drawn = prefix(part, share, seed).filter(table)
+        else:
+            drawn = _order_by_hash(_prefix_with_rows(table, reader, part, rows, seed), seed).limit(rows)
+        return drawn if engine else reader.read(drawn).to_pandas()

@@ -26,7 +26,7 @@ from ..tables.rowhash import ROW_HASH
 if TYPE_CHECKING:  # loading these takes seconds that a training process need not wait
     from matplotlib.axes import Axes
 
-    from slml.tables.catalog import Snapshot
+    from slml.tables.catalog import Cleaned, Snapshot
     from slml.tables.engine import Engine
     from slml.workspace import Workspace
 
@@ -265,7 +265,7 @@ SHARES = {"train": 0.64, "valid": 0.16, "test": 0.2}  # what teaches the model, 
 
 
 def split(
-    snapshot: "Snapshot",  # of a cleaned table
+    snapshot: "Snapshot | Cleaned | str",  # of a cleaned table; or the ledger of slml.clean, or the name of a table
     engine: "Engine | None" = None,  # by default one is opened for this call
     shares: Mapping[str, float] = SHARES,  # part -> share of the rows, above 0, together at most 1
     seed: int = 0,  # another seed gives another split; without effect on a split by time
@@ -277,8 +277,10 @@ def split(
 
     Raises UsageError for shares that make no split, SamplingError when a part would have fewer than 10 rows.
     """
+    from slml.tables.catalog import find_snapshot
     from slml.tables.engine import use_engine
 
+    snapshot = find_snapshot(snapshot, workspace)
     with use_engine(engine, workspace) as engine:
         table = engine.table(snapshot)
         require_column(table, time or ROW_HASH, snapshot)

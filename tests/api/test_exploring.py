@@ -86,7 +86,9 @@ def test_the_same_calls_give_the_same(folder: Path) -> None:
     assert slml.ingest("houses.csv") == houses
     contract = slml.infer(houses, target="price")
     first, second = (slml.train(slml.clean(houses, contract), contract, **SMALL) for _ in range(2))
-    assert first.snapshot.ref != second.snapshot.ref, "each cleaning writes its own version"
+    assert first.snapshot.ref == second.snapshot.ref, "a cleaning that has been done is not done again"
+    changed = contract.replace(notes=("another contract",))
+    assert slml.clean(houses, changed).kept_snapshot != first.snapshot.ref
     third = slml.train(first.snapshot, contract, **SMALL)
     weights = first.model.state_dict()
     for other in (second, third):
@@ -99,6 +101,27 @@ def test_the_same_calls_give_the_same(folder: Path) -> None:
     assert all(run.tracking for run in runs), "MLflow knows them as well"
     assert set(runs[0].outputs) == {"model", "encoder", "contract", "split"}
     assert all(Path(file).exists() for file in runs[0].outputs.values())
+
+
+def test_rows_are_named_in_three_ways(folder: Path) -> None:
+    """A snapshot, a ledger and the name of a table mean the same to each function that takes rows."""
+    contract = slml.infer(slml.ingest("houses.csv"), target="price")
+    ledger = slml.clean("houses", contract)
+    kept = slml.Catalog().snapshot(ledger.kept_snapshot)
+    assert slml.infer("houses", target="price") == contract
+    for rows in (ledger, kept, kept.ref, kept.table):
+        assert slml.split(rows).snapshot == kept.ref
+        assert slml.audit(rows, contract).snapshot == kept.ref
+        assert slml.infer(rows, target="price").name == kept.table
+        drawn = slml.sample(rows, rows=20)
+        assert isinstance(drawn, pd.DataFrame)
+        assert len(drawn) == 20
+    calls = (slml.infer, lambda rows: slml.clean(rows, contract), lambda rows: slml.audit(rows, contract))
+    for call in (*calls, slml.split, lambda rows: slml.sample(rows, share=0.5), lambda r: slml.train(r, contract)):
+        with pytest.raises(UsageError, match="or the name of a table"):
+            call(pd.DataFrame())
+        with pytest.raises(TableError, match="houses"):
+            call("house")
 
 
 def test_frames_of_pandas_and_arrow(folder: Path) -> None:
