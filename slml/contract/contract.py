@@ -100,6 +100,8 @@ class Contract(Data):
     def __str__(self) -> str:
         return contract_text(*self._display_parts())
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return contract_html(*self._display_parts())
 

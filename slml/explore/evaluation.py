@@ -71,6 +71,8 @@ class Evaluation:
     def __str__(self) -> str:
         return str(self.to_pandas().round(4).to_string())
 
+    __repr__ = __str__
+
     def plot(self) -> Figure:
         "The error beside the baselines', prediction beside truth, the error by slice, the importance of the columns."
         return _figure(self)

@@ -151,6 +151,8 @@ class TrainedModel:
     def __str__(self) -> str:
         return "\n".join(f"{name}: {value}" for name, value in _facts(self).items())
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return display.facts_table(_facts(self))
 

@@ -126,10 +126,10 @@ def origins(
 # %% ../../nbs/registry/lineage.ipynb #ceafb090
 def version_lineage(
     version: Version,
-    workspace: Workspace,
+    workspace: Workspace | None = None,  # by default the one of the current folder
 ) -> Picture:
     "The lineage of a version as a picture. Raises `RegistryError` when its bundle is not there."
-    return draw_lineage(version, Bundle.load(version.uri).lineage, workspace)
+    return draw_lineage(version, Bundle.load(version.uri).lineage, workspace or Workspace())
 
 
 def draw_lineage(version: Version, lineage: Lineage, workspace: Workspace) -> Picture:

@@ -94,9 +94,10 @@ def mlflow_name(
 # %% ../../nbs/registry/versions.ipynb #a1f457b0
 def list_versions(
     name: str,  # of the model
-    workspace: Workspace,
+    workspace: Workspace | None = None,  # by default the one of the current folder
 ) -> Versions:  # the oldest first
     "The versions of a model; none for a name that nobody has registered."
+    workspace = workspace or Workspace()
     return _versions(open_tracking(workspace), name, workspace)
 
 # %% ../../nbs/registry/versions.ipynb #f82f5479
@@ -356,10 +357,10 @@ def bundle_uri(
 # %% ../../nbs/registry/versions.ipynb #93421450
 def load_bundle(
     ref: str,  # a model, @, and a number or an alias
-    workspace: Workspace,
+    workspace: Workspace | None = None,  # by default the one of the current folder
 ) -> Bundle:
     "The bundle of a version. Raises `RegistryError` when there is none, or it is not the one that was registered."
-    version = find_version(ref, workspace)
+    version = find_version(ref, workspace or Workspace())
     return _load_pointer(version.ref, version.pointer)
 
 
@@ -378,10 +379,11 @@ def _load_pointer(ref: str, pointer: Pointer) -> Bundle:
 # %% ../../nbs/registry/versions.ipynb #576d9dbe
 def promote_version(
     ref: str,  # such as "taxi@challenger" or "taxi@2"
-    workspace: Workspace,
+    workspace: Workspace | None = None,  # by default the one of the current folder
     why: str = "",  # for those who read the changes
 ) -> Version:
     "Make a registered version the champion. Raises `RegistryError` when there is no such version, or it is damaged."
+    workspace = workspace or Workspace()
     version = find_version(ref, workspace)
     load_bundle(version.ref, workspace)
     with _mlflow_for_change(workspace) as client:
@@ -412,10 +414,11 @@ def _champion_history(
 # %% ../../nbs/registry/versions.ipynb #c9f402b0
 def roll_back_champion(
     name: str,  # of the model
-    workspace: Workspace,
+    workspace: Workspace | None = None,  # by default the one of the current folder
     why: str = "",  # for those who read the changes
 ) -> Version:
     "Make the champion before this one champion again. Raises `RegistryError` when there was none, or it is damaged."
+    workspace = workspace or Workspace()
     champions = _champion_history(read_changes(workspace.root, workspace.project, name))
     if len(champions) < 2:
         raise RegistryError(

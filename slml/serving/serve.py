@@ -65,15 +65,17 @@ def _pointer_to_serve(state: State, settings: ServeSettings) -> Pointer:
     "The version that is to be served. Raises `RegistryError`."
     if settings.alias in state.aliases:
         return state.aliases[settings.alias]
-    for one in [state, *reversed(read_changes(settings.root, settings.project, settings.model))]:
+    changes = read_changes(settings.root, settings.project, settings.model)
+    for one in [state, *reversed(changes)]:
         for pointer in (*one.aliases.values(), one.canary, one.shadow):
             if pointer and str(pointer.version) == settings.alias:
                 return pointer
-    refs = [f"{settings.model}@{name}" for name in state.aliases]
+    numbers = sorted({pointer.version for one in [state, *changes] for pointer in one.aliases.values()})
+    refs = [f"{settings.model}@{name}" for name in (*numbers, *state.aliases)]
     raise RegistryError(
         f"There is no version '{settings.model}@{settings.alias}' in the project {settings.project}.",
-        expected=f"one of {', '.join(refs)}" if refs else "a model that is registered",
-        came=f"{len(refs)} aliases in {settings.root}",
+        expected="a model, @, and a number or an alias, such as taxi@champion",
+        came=f"registered are {', '.join(refs) or 'no versions'}, in {settings.root}",
         todo=closest(f"{settings.model}@{settings.alias}", refs)
         or "register a bundle, or name an alias that is there.",
     )

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import nbformat
 import numpy as np
 import pandas as pd
@@ -368,3 +369,41 @@ def test_a_contract_for_values_without_end(folder: Path, values: dict) -> None:
         **{n: v if isinstance(v, list) else frame[n].where(frame.index > 9, v) for n, v in values.items()}
     )
     assert slml.infer(slml.ingest(frame, "endless"), target="price").target == "price"
+
+
+def test_a_terminal_shows_what_something_is(folder: Path) -> None:
+    """The repr of what the calls give is short and in words; no dump of all fields."""
+    houses = slml.ingest("houses.csv")
+    contract = slml.infer(houses, target="price")
+    assert repr(houses) == f"Snapshot {houses.ref}: 600 rows; city, area, sold, price"
+    assert repr(contract) == str(contract)
+    assert repr(slml.Catalog()).startswith("Catalog of the project ")
+    ledger = slml.clean(houses, contract)
+    assert repr(ledger) == str(ledger)
+
+
+def test_the_registry_needs_no_workspace(folder: Path) -> None:
+    """The versions of a model are those of the current folder's workspace."""
+    from slml.registry import list_versions, load_bundle
+
+    assert list_versions("houses") == []
+    with pytest.raises(RegistryError, match="no models"):
+        load_bundle("houses@1")
+
+
+def test_a_service_of_a_missing_version_names_the_versions(folder: Path) -> None:
+    """As `slml promote` does: numbers and aliases."""
+    from slml.registry.aliases import Pointer, change_aliases
+    from slml.serving.serve import ServeSettings, _pointer_to_serve
+
+    root = str(folder / ".slml")
+    pointer = Pointer(1, "file:///bundle", "hash")
+    state = change_aliases(
+        root,
+        "p",
+        "houses",
+        lambda s: msgspec.structs.replace(s.next("register", "me", ""), aliases={"champion": pointer}),
+    )
+    settings = ServeSettings(source="houses@7", root=root, project="p")
+    with pytest.raises(RegistryError, match="registered are houses@1, houses@champion"):
+        _pointer_to_serve(state, settings)
