@@ -407,3 +407,23 @@ def test_a_service_of_a_missing_version_names_the_versions(folder: Path) -> None
     settings = ServeSettings(source="houses@7", root=root, project="p")
     with pytest.raises(RegistryError, match="registered are houses@1, houses@champion"):
         _pointer_to_serve(state, settings)
+
+
+def test_numbers_held_as_text_predict(folder: Path) -> None:
+    """What cleaning reads as a number, a prediction reads too; what is none is named with its column and row."""
+    frame = make_houses()
+    frame["rooms"] = (frame["area"] // 30).map(lambda rooms: f"{rooms:.1f}")
+    frame.loc[5:8, "rooms"] = "unknown"
+    contract = slml.infer(slml.ingest(frame, "homes"), target="price")
+    model = slml.train(slml.clean("homes", contract), contract, **SMALL)
+    assert contract.column("rooms").type in ("int", "float")
+    predicted = model.predict(frame.head(8))
+    assert np.isfinite(predicted["prediction"]).all()
+    plain = frame.head(8).assign(rooms=pd.to_numeric(frame["rooms"].head(8), errors="coerce"))
+    assert (model.predict(plain)["prediction"] == predicted["prediction"]).all()
+    assert len(model.predict(plain.to_dict("records"))) == 8
+    with pytest.raises(ContractError, match="no column"):
+        model.predict([{"city": "Oslo"}])
+    wrong = frame.head(3).assign(rooms=["two", "3.0", "four"])
+    with pytest.raises(ContractError, match="'two', in row 0, 'four', in row 2"):
+        model.predict(wrong)
