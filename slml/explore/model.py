@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-import ibis
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -25,8 +24,7 @@ from .tables import ArrowStream, arrow_table, is_pandas
 from ..features.encoder import Encoder
 from ..models.model import Model
 from ..quality.audit import audit
-from ..quality.infer import MARKERS
-from ..quality.rules import is_there, read_as
+from ..quality.infer import numbers_from_text
 from ..registry.bundle import Bundle, Lineage
 from ..registry.export import export, predict_torch, profile_of
 from ..registry.gate import MARGIN, AuditSummary
@@ -51,7 +49,7 @@ def read_numbers(
     contract: Contract,  # with all columns of the table
 ) -> tuple[pa.Table, list[Fault]]:
     "The table with numbers for the texts in columns that the contract calls numbers, and what is no number."
-    faults, connection = [], None
+    faults: list[Fault] = []
     for name in table.column_names:
         column, values = contract.column(name), table[name]
         if pa.types.is_dictionary(values.type):
@@ -60,15 +58,10 @@ def read_numbers(
             pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
         ):
             continue
-        connection = connection or ibis.duckdb.connect()
-        texts = ibis.memtable(pa.table({"text": values.cast(pa.string())}))
-        text = texts.text.strip().isin(MARKERS).ifelse(ibis.null("string"), texts.text)
-        number = read_as(text, column.type)
-        wrong = (is_there(text, column.type) & number.isnull()).fill_null(False)
-        answer = connection.to_pyarrow(texts.select(number=number, wrong=wrong))
-        rows = np.flatnonzero(answer["wrong"].to_numpy())[:FAULTS].tolist()
+        numbers, wrong = numbers_from_text(values, column.type)
+        rows = np.flatnonzero(wrong)[:FAULTS].tolist()
         faults += [Fault(row, name, f"a number ({column.type})", repr(values[row].as_py())) for row in rows]
-        table = table.set_column(table.column_names.index(name), name, answer["number"])
+        table = table.set_column(table.column_names.index(name), name, numbers)
     return table, faults
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..contract.contract import Contract
-from ..display import Html, bullet_list, concat, element
+from ..display import bullet_list, concat, element
 from ..errors import ContractError, UsageError, closest
 from .change import LevelChange, level_changes
 from .diagnosis import ACTIONS, Diagnosis, diagnose_window

@@ -17,7 +17,6 @@ import sqlglot
 from sqlglot import expressions as sge
 from sqlglot.errors import SqlglotError
 
-from ..contract.columns import Column
 from ..contract.contract import Contract
 from slml.contract.rules import (
     Between,
