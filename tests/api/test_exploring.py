@@ -300,7 +300,7 @@ def test_frames_that_are_no_plain_table(folder: Path) -> None:
     assert (predicted == model.predict(indexed.reset_index())["prediction"].to_numpy()).all()
     stream = pa.Table.from_pandas(indexed.reset_index().rename(columns=str), preserve_index=False).to_reader()
     assert len(model.predict(stream)) == len(indexed), "a stream is read once"
-    for other in ([{"city": "Oslo"}], "houses.csv", None, houses):
+    for other in ("houses.csv", None, houses):
         with pytest.raises(UsageError, match="nothing that slml can read as a table"):
             model.predict(other)
     with pytest.raises(IngestError, match="columns of the same name"):
