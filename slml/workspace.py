@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -43,7 +44,9 @@ def load_profiles() -> dict[str, dict[str, object]]:  # name -> settings; empty 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is no TOML.", came=str(error), todo="correct that line.") from None
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read.", came=error.strerror, todo="check its rights.") from None
+        raise SettingsError(
+            f"{path} cannot be read.", came=error.strerror or str(error), todo="check its rights."
+        ) from None
     for name, settings in profiles.items():
         if not isinstance(settings, dict):
             raise SettingsError(
@@ -117,7 +120,7 @@ class Settings(BaseSettings):
 class Workspace(Settings):
     "A project's settings, resolved once and then frozen. Raises `SettingsError` for one that is unknown or unusable."
 
-    def __init__(self, **settings: object):
+    def __init__(self, **settings: Any):
         try:
             super().__init__(**settings)
         except ValidationError as error:
