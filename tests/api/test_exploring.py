@@ -311,7 +311,7 @@ def test_what_is_no_snapshot_or_no_contract(folder: Path) -> None:
     houses = slml.ingest("houses.csv")
     contract = slml.infer(houses, target="price")
     ledger = slml.clean(houses, contract)
-    for other in ("houses", make_houses(), None):
+    for other in (7, make_houses(), None):
         with pytest.raises(UsageError, match="no snapshot of a table"):
             slml.infer(other, target="price")
         with pytest.raises(UsageError, match="no snapshot of a table"):
