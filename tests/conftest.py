@@ -4,11 +4,17 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from slml.workspace import Workspace
 
 from support import REPOSITORY
+
+# The same examples in every run, so that a change alone makes a test fail; HYPOTHESIS_PROFILE=explore draws new ones.
+hypothesis.settings.register_profile("same", derandomize=True, database=None)
+hypothesis.settings.register_profile("explore")
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session")

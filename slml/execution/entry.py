@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INDEX', 'PORT', 'find_run', 'node_rank', 'rendezvous_options', 'launch_command', 'supervised_exit_code', 'supervise',
-           'mark_failed', 'prepare_environment', 'main']
+           'mark_failed', 'save_failure_of_other_ranks', 'prepare_environment', 'main']
 
 # %% ../../nbs/execution/entry.ipynb #4dffcfb6
 import json
@@ -127,6 +127,18 @@ def mark_failed(
         failure = Failure(type(error).__name__, str(error), 0, 1)
         save_run(replace(read_run(folder), status="failed", error=failure))
 
+# %% ../../nbs/execution/entry.ipynb #2c0cf5de
+def save_failure_of_other_ranks(
+    folder: str,  # of the run
+) -> None:
+    "End a run whose rank 0 was ended before it could save what another rank failed with, as far as it can be written."
+    from slml.runs.run import failure_of_other_ranks, read_run, save_run
+
+    with suppress(Exception):  # the log has it
+        run = read_run(folder)
+        if not run.has_ended and (failure := failure_of_other_ranks(run)):
+            save_run(replace(run, status="failed", error=failure))
+
 # %% ../../nbs/execution/entry.ipynb #3ab5c26d
 def prepare_environment(
     environ: Mapping[str, str],
@@ -168,7 +180,10 @@ def main(
         return 1
     if resources.ranks == 1:
         os.execve(command[0], command, variables)
-    return supervise(command, variables)
+    code = supervise(command, variables)
+    if code and node_rank(resources, environ) == 0:
+        save_failure_of_other_ranks(folder)
+    return code
 
 # %% ../../nbs/execution/entry.ipynb #cd8e6fca
 if __name__ == "__main__" and "__file__" in globals():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CANCELLED_BY_HAND', 'read_outputs', 'execute_cells', 'begin_attempt', 'resolve_run', 'resolve_or_reuse',
-           'process_rank', 'execute_beside', 'failure_of_other_ranks', 'execute', 'main']
+           'process_rank', 'execute_beside', 'execute', 'main']
 
 # %% ../../nbs/execution/execute.ipynb #eff68222
 import json
@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 
@@ -25,7 +24,7 @@ from ..runs.cache import find_same_run, with_result_of
 from ..runs.environment import checkpoint_uri, kernel_environment, run_workspace
 from ..runs.job import Job, fingerprint, is_deferred, job
 from ..runs.references import find_references, resolve_references
-from ..runs.run import Failure, Run, list_runs, read_run, save_run, utc_now
+from ..runs.run import Failure, Run, failure_of_other_ranks, list_runs, read_run, save_run, utc_now
 from ..runs.signals import Interruption, end_with_caller, interruptible
 from ..runs.tracking import Tracker
 from ..storage import copy_file, exists, filesystem, read_text, remove, write_text
@@ -123,17 +122,6 @@ def execute_beside(run: Run, workspace: Workspace, number: int, interruption: In
             copy_file(copy.executed, f"{run.folder}/executed-rank-{number}.ipynb")
             write_text(f"{run.folder}/rank-{number}-of-{run.attempt}.json", json.dumps(asdict(failure)))
     return replace(run, status=status, error=failure)
-
-
-def failure_of_other_ranks(
-    run: Run,  # of rank 0, ended
-) -> Failure | None:
-    "What another rank failed with in this attempt; nothing where none did."
-    for number in range(1, run.resources.ranks):
-        with suppress(StorageError):
-            failure = Failure(**json.loads(read_text(f"{run.folder}/rank-{number}-of-{run.attempt}.json")))
-            return replace(failure, message=f"rank {number}: {failure.message}")
-    return None
 
 # %% ../../nbs/execution/execute.ipynb #abc5ed92
 CANCELLED_BY_HAND = 130  # what a run ends with that somebody has cancelled

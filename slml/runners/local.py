@@ -25,7 +25,7 @@ from ..execution.warm import ForkedProcess, launch_process
 from .runner import cell_counts, prepare_runs, skipped_run
 from ..runs.environment import workspace_environment
 from ..runs.job import Job
-from ..runs.run import Failure, Reason, Run, load_run, read_run, save_run
+from ..runs.run import Failure, Reason, Run, failure_of_other_ranks, load_run, read_run, save_run
 from ..runs.tracking import Tracker
 from ..storage import copy_file, exists, read_text
 from ..workspace import Workspace
@@ -82,7 +82,8 @@ def complete_record(
     if cancelled:
         record = replace(record, status="cancelled", error=Failure("Cancelled", "the run was cancelled", 0, 143))
     else:
-        record = replace(record, status="failed", error=Failure("ProcessGone", _end_message(log)))
+        error = failure_of_other_ranks(record) or Failure("ProcessGone", _end_message(log))
+        record = replace(record, status="failed", error=error)
     with suppress(StorageError):  # on a full disk the caller still learns how it ended
         save_run(record)
     return record

@@ -52,11 +52,15 @@ def log_schema(
 
 # %% ../../nbs/serving/log_rows.ipynb #ac62c242
 def _local_time(value: object) -> object:
-    "A date or a time without its zone, as Arrow takes it; raises ValueError for any other text."
+    "A date or a time without its zone, as Arrow takes it; raises ValueError for any other text or a number."
     value = datetime.fromisoformat(value) if isinstance(value, str) else value
     if isinstance(value, datetime):
         return value.replace(tzinfo=None) if value.tzinfo else value
-    return datetime(value.year, value.month, value.day) if isinstance(value, date) else value
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day)
+    if value is not None:  # Arrow would count a number from 1970, in a unit that nobody named
+        raise ValueError(value)
+    return None
 
 # %% ../../nbs/serving/log_rows.ipynb #b31d80f6
 def _typed_value(value: object, kind: "pa.DataType") -> object:

@@ -112,6 +112,15 @@ def test_whatever_a_client_sends_is_a_row_of_the_log(fuzzed: tuple[Workspace, Re
             assert kept["trip"] == sent["trip"]
 
 
+def test_a_number_is_no_time(fuzzed: tuple[Workspace, RequestLog]) -> None:
+    """Arrow would count it from 1970, up to dates that Python cannot read."""
+    workspace, log = fuzzed
+    log.put([{"day": 700_000_000, "at": 2**62}, {"day": 3.5, "at": True}], [1.0, 1.0], "r1", 1)
+    assert log.flush(30)
+    rows = pa.parquet.read_table(read_log(workspace, "taxi").files[-1]).to_pylist()
+    assert [(row["day"], row["at"]) for row in rows] == [(None, None), (None, None)]
+
+
 def test_many_threads_and_every_row_is_counted(workspace: Workspace) -> None:
     log = log_at(workspace, rows=500, seconds=0.01, max_waiting=1_000)
     threads = [threading.Thread(target=lambda: [log.put([TRIP], [1.0], "r", 1) for _ in range(5_000)]) for _ in "1234"]
