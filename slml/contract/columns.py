@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ContractError, closest
+from ..tables.times import find_zone
 
 # %% ../../nbs/contract/columns.ipynb #840a7d9c
 class Data(BaseModel):
@@ -74,7 +75,7 @@ TYPES: tuple[str, ...] = ("int", "float", "text", "bool", "date", "timestamp")
 class Column(Data):
     "One column of a table: its name, type and what it means."
 
-    _by_name = frozenset({"unit", "nullable", "format", "sql", "description", "personal"})
+    _by_name = frozenset({"zone", "instant", "unit", "nullable", "format", "sql", "description", "personal"})
     name: str = Field(min_length=1)
     type: Type
     unit: str = ""  # such as USD, km, degrees
@@ -83,6 +84,8 @@ class Column(Data):
     sql: str = ""  # an expression over the other columns, for a column that is computed and not stored
     description: str = ""
     personal: bool = False  # names or describes a person
+    zone: str = ""  # in which a timestamp's hours and weekdays are taken, such as America/New_York
+    instant: bool = False  # whether a timestamp is the same moment everywhere, and not what a wall clock shows
 
     @model_validator(mode="after")
     def _only_times_have_a_format(self) -> "Column":
@@ -92,4 +95,12 @@ class Column(Data):
                 expected="a format only for a date or a timestamp",
                 came=self.format,
             )
+        if (self.zone or self.instant) and self.type != "timestamp":
+            raise ContractError(
+                f"Column '{self.name}' is {self.type} and has a time zone.",
+                expected="a zone, or instant=True, only for a timestamp",
+                came=self.zone or "instant=True",
+            )
+        if self.zone:
+            find_zone(self.zone)
         return self

@@ -122,11 +122,8 @@ def as_type(
 
 def _parse_values(values: pa.Array, column: Column, dtype: pa.DataType) -> pa.Array:
     "Values of which some do not read as the type."
-    from slml.tables.types import (  # loads DuckDB, which reading a profile does not need
-        parse_type,
-        parse_values,
-        parsing_connection,
-    )
+    from slml.tables.time_columns import parsing_connection
+    from slml.tables.types import parse_type, parse_values
 
     if pa.types.is_floating(values.type):  # as whole numbers
         whole_numbers = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))

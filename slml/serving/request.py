@@ -32,6 +32,8 @@ class Column(msgspec.Struct, frozen=True):
     sql: str = ""  # of a column that is computed
     description: str = ""
     personal: bool = False
+    zone: str = ""  # of the hours and weekdays of a timestamp
+    instant: bool = False  # whether a timestamp is the same moment everywhere
 
 # %% ../../nbs/serving/request.ipynb #4ef83c06
 class Terms(msgspec.Struct, frozen=True):

@@ -31,15 +31,9 @@ from ..storage import content_hash, expand, filesystem, open_file
 from .catalog import Catalog, Table
 from .records import Reject
 from .sources import Chunk, RowSource, archive_members, column_type, open_source
-from slml.tables.types import (
-    ColumnType,
-    TypeFinder,
-    find_type,
-    parse_type,
-    parse_values,
-    parsing_connection,
-    swap_day_and_month,
-)
+from .time_columns import parsing_connection
+from .times import swap_day_and_month
+from .types import ColumnType, TypeFinder, find_type, parse_type, parse_values
 from ..workspace import Workspace
 
 # %% ../../nbs/tables/ingest.ipynb #0b90cbcf
