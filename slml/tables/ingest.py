@@ -29,8 +29,11 @@ from ..display import bullet_list, concat, facts_table
 from ..errors import IngestError, LedgerError, UsageError, closest
 from ..storage import content_hash, expand, filesystem, open_file
 from .catalog import Catalog, Table
+from .chunks import Chunk, RowSource
+from .containers import archive_members
+from .parquet_source import column_type
 from .records import Reject
-from .sources import Chunk, RowSource, archive_members, column_type, open_source
+from .sources import open_source
 from .time_columns import parsing_connection
 from .times import swap_day_and_month
 from .types import ColumnType, TypeFinder, find_type, parse_type, parse_values
