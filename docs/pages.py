@@ -23,7 +23,7 @@ TOP = Path(__file__).resolve().parents[1]
 SOURCE = "https://github.com/slml/slml/blob/main/"
 # The order in which to read the packages.
 LAYERS = [
-    "errors", "implementations", "display", "workspace", "storage", "tables", "contract", "quality", "sampling",
+    "errors", "implementations", "display", "notes", "workspace", "storage", "tables", "contract", "quality", "sampling",
     "features", "models", "training", "registry", "serving", "monitoring", "runs", "execution", "costs", "runners",
     "pipelines", "operations", "aws", "explore", "cli", "lab", "taxi",
 ]  # fmt: skip

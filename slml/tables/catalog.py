@@ -105,7 +105,7 @@ class Table:
     def append(
         self,
         data: pa.Table | pa.RecordBatchReader,  # rows; a reader may be larger than memory
-        properties: dict[str, str] | None = None,  # to note with the snapshot
+        properties: dict[str, str] | None = None,  # to note with the snapshot; a reader may add to them
         unless: Callable[[Snapshot], bool] = lambda current: False,  # where it holds, the rows are not added
     ) -> Snapshot:
         "Add rows after those that are there. Raises `TableError`, `StorageError`; then nothing has changed."
@@ -118,7 +118,7 @@ class Table:
     def replace(
         self,
         data: pa.Table | pa.RecordBatchReader,  # rows; a reader may be larger than memory
-        properties: dict[str, str] | None = None,  # to note with the snapshot
+        properties: dict[str, str] | None = None,  # to note with the snapshot; a reader may add to them
     ) -> Snapshot:
         "Hold only these rows from now on. Raises `TableError`, `StorageError`; then nothing has changed."
         return self.snapshot(write_rows(self._address, data, properties or {}, replace=True))

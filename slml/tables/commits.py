@@ -246,19 +246,19 @@ def _commit_files(
 def write_rows(
     address: TableAddress,
     data: pa.Table | pa.RecordBatchReader,  # rows; a reader may be larger than memory
-    properties: dict[str, str],  # to note with the version
+    properties: dict[str, str],  # to note with the version, as they are when the rows have been written
     replace: bool,  # whether these rows will be the only ones
     unless: Callable[[IcebergTable], bool] = lambda table: False,  # where it holds of the table, leave that as it is
 ) -> int:  # the id of the new version, or of the current one
     "Write rows and commit them. Raises `TableError`, `StorageError`; then nothing has changed."
     rows = data.to_reader() if isinstance(data, pa.Table) else data
-    noted = {f"{PREFIX}{k}": str(v) for k, v in properties.items()}
     with table_errors(address.name):
         transaction = _begin_transaction(address, rows.schema, replace)
     metadata = transaction.table_metadata
     stored, files = arrow_schema(metadata.schema()), DataFiles(metadata, transaction._table.io)
     try:
         files.write(convert(batch, stored) for batch in rows)
+        noted = {f"{PREFIX}{k}": str(v) for k, v in properties.items()}
         return retry_commit(address.name, lambda: _commit_files(address, files, stored, noted, replace, unless))
     except BaseException:
         with suppress(SlmlError):  # if the catalog does not answer, better leave files than remove some that it lists
