@@ -35,8 +35,8 @@ class Note(str):
         note.text, note.column, note.count, note.example, note.todo = text, column, count, example, todo
         return note
 
-    def __getnewargs__(self) -> tuple[str, str, int | None, str, str]:
-        return self.text, self.column, self.count, self.example, self.todo
+    def __reduce__(self) -> tuple:
+        return Note, (self.text, self.column, self.count, self.example, self.todo)
 
     @property
     def details(self) -> dict[str, Any]:
@@ -71,7 +71,9 @@ def note_from_data(
         return as_note(data)
     if isinstance(data, Mapping) and "text" in data and fields.issuperset(data):
         return Note(**data)
-    raise UsageError("This is no note.", expected=f"a text, or an object of {', '.join(sorted(fields))}", came=str(data))
+    raise UsageError(
+        "This is no note.", expected=f"a text, or an object of {', '.join(sorted(fields))}", came=str(data)
+    )
 
 
 def notes_to_json(notes: Iterable[str]) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from .columns import Column
 from .features import Feature
 from .rules import LETTERS, Rule, Unique
-from ..display import Html, bullet_list, concat, element, table, text_table
+from ..display import Html, concat, element, table, text_table
+from ..notes import notes_html
 
 # %% ../../nbs/contract/display.ipynb #39f5c6ab
 def column_notes(
@@ -84,5 +85,5 @@ def contract_html(
         table(_COLUMN_HEADER, _column_rows(columns)),
         table(_RULE_HEADER, _rule_rows(rules)) if rules else "",
         element("p", "features: ", ", ".join(feature.name for feature in features)) if features else "",
-        bullet_list(notes),
+        notes_html(notes),
     )

@@ -227,7 +227,7 @@ def export_bundle(
         return export(
             model,
             encoder,
-            contract,
+            contract.replace(notes=tuple(dict.fromkeys((*contract.notes, *snapshot.notes)))),
             engine.read(tested),
             folder,
             lineage=Lineage(snapshots={"train": snapshot.ref}, runs=dict(runs), seed=split.seed),

@@ -114,6 +114,7 @@ class Audit:
     clean_rows: int  # that break no rule
     findings: tuple[RuleFinding, ...]  # in the order of the rules
     notes: tuple[str, ...]  # what looks wrong, with a rule or with the table
+    ingest_notes: tuple[str, ...] = ()  # what was noted when the rows were read from their files
 
     def __getitem__(self, name: str) -> RuleFinding:
         return {f.name: f for f in self.findings}[name]
@@ -125,7 +126,7 @@ class Audit:
             {"rule": f.name, "letter": f.rule.letter, "count": f.count, "share": f.share, "reason": f.rule.reason}
             for f in self.findings
         ]
-        return {**plain, "rules": rules, "notes": list(self.notes)}
+        return {**plain, "rules": rules, "notes": list(self.notes), "ingest_notes": list(self.ingest_notes)}
 
     def __str__(self) -> str:
         return as_text(self)
@@ -168,7 +169,7 @@ def audit(
     others = {r.name: answer[f"other {i}"] or 0 for i, r in enumerate(marked.rules) if f"other {i}" in answer}
     broken = answer["broken"] or 0
     notes = (*extra_column_notes(marked.extra), *suspicions({f.rule: f.count for f in findings}, rows, broken, others))
-    return Audit(snapshot.ref, contract.name, rows, rows - broken, findings, notes)
+    return Audit(snapshot.ref, contract.name, rows, rows - broken, findings, notes, snapshot.notes)
 
 
 def _examples_frame(*examples: dict[str, Any] | None) -> pd.DataFrame:

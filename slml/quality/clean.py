@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from ..contract.contract import Contract, check_contract
 from ..display import Html, bar, concat, element, table, text_table
 from ..errors import ContractError, LedgerError
+from ..notes import notes_to_json
 from .audit import Marked, extra_column_notes, letter_mark, mark, note_list, suspicions
 from .rules import raw_name
 from ..tables.catalog import Catalog, Cleaned, Snapshot, find_snapshot
@@ -114,6 +115,7 @@ def clean(
             todo="give the kept rows and the quarantine names of their own.",
         )
     origin = {"source": snapshot.ref, "contract": contract.name, "contract_hash": _contract_hash(contract)}
+    origin |= {"ingest.notes": notes_to_json(snapshot.notes)}
     with use_engine(engine, workspace) as engine:
         marked = mark(snapshot, contract, engine, references)
         written = None if references else _written_before(catalog, kept, quarantine, origin)

@@ -324,6 +324,7 @@ def infer(
         leaks, leak_notes = find_leaks(sample, others, target, task, codes) if target else (set(), ())
         features, omission_notes = _features(columns, facts, rows, {target, *key_columns, *leaks})
         rules, rule_notes = _rules(sample, columns, table, engine, rows, target, key_columns)
+    read_notes = (note for note in snapshot.notes if note.column)  # on how a column was read
     times = [c.name for c in columns if c.type in ("date", "timestamp") and c.name != target]
     key_notes = (
         () if key or not key_columns else (f"'{key_columns[0]}' is unique and looks like an id: taken for the key.",)
@@ -337,7 +338,7 @@ def infer(
         task=task,
         rules=rules,
         features=features,
-        notes=(*leak_notes, *notes, *task_notes, *key_notes, *rule_notes, *omission_notes),
+        notes=(*leak_notes, *notes, *task_notes, *key_notes, *rule_notes, *omission_notes, *read_notes),
     )
 
 # %% ../../nbs/quality/infer.ipynb #0afa81f6

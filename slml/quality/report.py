@@ -10,6 +10,7 @@ from ..contract.contract import Contract
 from ..contract.display import terms
 from ..contract.rules import LETTERS
 from ..display import Html, concat, element, table
+from ..notes import notes_html
 from .audit import COLOURS, Audit, RuleFinding
 from .clean import Ledger
 
@@ -106,7 +107,8 @@ def report(
         if ledger
         else f"{audit.clean_rows:,} of {audit.rows:,} rows break no rule"
     )
-    notes = dict.fromkeys((*audit.notes, *(ledger.notes if ledger else ()), *contract.notes))
+    suspicions = dict.fromkeys((*audit.notes, *(ledger.notes if ledger else ())))
+    notes = dict.fromkeys((*contract.notes, *audit.ingest_notes))
     sources = f"snapshot {audit.snapshot}"
     if ledger:
         sources += f"; kept {ledger.kept_snapshot}; quarantine {ledger.quarantine_snapshot}"
@@ -114,8 +116,9 @@ def report(
         element("h1", contract.name),
         element("p", summary, " (", element("b", f"{clean_rows / max(rows, 1):.1%}"), ")"),
         ledger_bar(ledger) if ledger else "",
-        element("h2", "Notes") if notes else "",
-        *(element("p", note, class_="note") for note in notes),
+        element("h2", "Notes") if suspicions or notes else "",
+        *(element("p", note, class_="note") for note in suspicions),
+        element("div", notes_html(notes), class_="wide") if notes else "",
         element("h2", "Rules"),
         rule_blocks(audit),
         element("h2", "Contract"),

@@ -25,8 +25,9 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from ..display import facts_table
+from ..display import concat, facts_table
 from ..errors import ContractError, RegistryError, StorageError
+from ..notes import notes_html
 from ..storage import filesystem, is_storage_error, open_atomic, package_hash
 
 if TYPE_CHECKING:
@@ -340,7 +341,7 @@ class Bundle:
             **{f"snapshot: {use}": ref for use, ref in self.lineage.snapshots.items()},
             "code": self.lineage.code,
         }
-        return facts_table(facts)
+        return concat(facts_table(facts), notes_html(self.contract.notes))
 
 # %% ../../nbs/registry/bundle.ipynb #75843e1b
 def _part(bundle: Bundle, name: str, read: Callable[[bytes], T]) -> T:

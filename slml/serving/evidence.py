@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'TARGET_UNIT', 'VERDICTS', 'Bar', 'is_finite', 'breakable_name', 'bar_table', 'metric_unit', 'headline_of',
            'other_metrics', 'render_errors', 'readable_interval', 'render_slices', 'feature_label', 'render_importance',
-           'readable_time', 'render_details', 'render_drift']
+           'readable_time', 'render_details', 'render_notes', 'render_drift']
 
 # %% ../../nbs/serving/evidence.ipynb #d80de744
 import math
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..display import Html, concat, element
+from ..notes import note_from_data, notes_html
 from .form import MENU, decimals, format_number
 
 # %% ../../nbs/serving/evidence.ipynb #2f076ae6
@@ -228,6 +229,17 @@ def render_details(
     rows = [(element("dt", name), element("dd", text)) for name, text in details.items() if text not in (None, "")]
     head = [element("h2", "Model details"), element("p", "The data, runs and code that the model was trained with.")]
     return element("section", *head, element("dl", *(part for row in rows for part in row)), class_="card")
+
+# %% ../../nbs/serving/evidence.ipynb #9ee6cb77
+def render_notes(
+    contract: Mapping,  # contract.json
+) -> Html | None:
+    "What was noted about the data on the way to the model, folded; nothing where there is none."
+    notes = [note_from_data(note) for note in contract.get("notes") or ()]
+    if not notes:
+        return None
+    folded = element("details", element("summary", f"{len(notes)} on the data of this model"), notes_html(notes))
+    return element("section", element("h2", "Notes"), folded, class_="card wide")
 
 # %% ../../nbs/serving/evidence.ipynb #8582cc3e
 VERDICTS = {  # as monitoring writes it -> style, heading, explanation

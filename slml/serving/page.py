@@ -20,6 +20,7 @@ from slml.serving.evidence import (
     render_drift,
     render_errors,
     render_importance,
+    render_notes,
     render_slices,
 )
 from .form import form_field, input_columns, render_answer, render_form
@@ -69,6 +70,7 @@ def _sections(facts: Mapping) -> Html:
         render_details(facts),
         render_slices(contract, evaluation, metric, (metrics.get("test") or {}).get(metric)),
         render_importance(evaluation),
+        render_notes(contract),
     ]
     calm = not drift or drift.get("verdict") == "nothing"
     return concat(*sections, render_drift(drift)) if calm else concat(render_drift(drift), *sections)

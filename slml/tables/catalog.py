@@ -22,6 +22,7 @@ from pyiceberg.table.snapshots import Snapshot as IcebergSnapshot
 
 from ..display import facts_table
 from ..errors import SettingsError, StorageError, TableError, UsageError, closest
+from ..notes import Note, notes_from_json
 from ..storage import remove
 from slml.tables.commits import (
     PREFIX,
@@ -55,6 +56,11 @@ class Snapshot:
     def ref(self) -> str:
         "The name under which this very version is found again."
         return f"{self.table}@{self.id}"
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        "What was noted when its rows were read from files; a cleaned table has the notes of its source."
+        return notes_from_json(self.properties.get("ingest.notes", "[]"))
 
     def __str__(self) -> str:
         return self.ref
