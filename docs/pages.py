@@ -24,8 +24,8 @@ SOURCE = "https://github.com/slml/slml/blob/main/"
 # The order in which to read the packages.
 LAYERS = [
     "errors", "implementations", "display", "notes", "workspace", "storage", "tables", "contract", "quality",
-    "sampling", "features", "models", "training", "registry", "serving", "monitoring", "runs", "execution", "costs", "runners",
-    "pipelines", "operations", "aws", "explore", "cli", "lab", "taxi",
+    "sampling", "features", "models", "training", "registry", "serving", "monitoring", "runs", "execution", "costs",
+    "runners", "pipelines", "operations", "aws", "explore", "cli", "lab", "taxi",
 ]  # fmt: skip
 
 

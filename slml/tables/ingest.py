@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 from fsspec.core import has_magic
 from tqdm.auto import tqdm
 
-from ..display import bullet_list, concat, facts_table
+from ..display import concat, facts_table
 from ..errors import IngestError, LedgerError, UsageError, closest
+from ..notes import Note, as_note, notes_html, notes_to_json
 from ..storage import content_hash, expand, filesystem, open_file
 from .catalog import Catalog, Table
 from .chunks import Chunk, RowSource
@@ -77,7 +78,7 @@ class IngestReport:
             "stored": f"{self.stored:,}", "rejected": f"{self.rejected:,}", "files skipped": len(self.skipped),
             "columns": ", ".join(f"{name}: {type}" for name, type in self.types.items()),
         }  # fmt: skip
-        return concat(facts_table(facts), bullet_list(self.notes))
+        return concat(facts_table(facts), notes_html(self.notes))
 
 # %% ../../nbs/tables/ingest.ipynb #cd0b0adb
 def _ingested_hashes(table: Table) -> dict[str, set[str]]:
@@ -252,7 +253,7 @@ def _decide_type(plan: IngestPlan, finder: TypeFinder, table_type: ColumnType | 
     type, note = find_type(finder)
     if table_type and type.name not in ("date", "timestamp"):
         type, note = table_type, f"read as before, as {table_type}."
-    plan.notes += [f"{finder.name}: {note}"] * bool(note)
+    plan.notes += [as_note(note, finder.name)] * bool(note)
     return ColumnType(table_type.name, type.formats) if table_type else type
 
 # %% ../../nbs/tables/ingest.ipynb #862310e4
@@ -425,13 +426,17 @@ class _Target:
         "The types that hold already."
         return _table_types(self.table) if self.append else {}
 
+    def notes(self) -> tuple[Note, ...]:
+        "What was noted about the rows that stay."
+        return self.table.snapshot().notes if self.append and self.table.exists else ()
+
     def ingests_to_keep(self, rejects: Table, valid: set[str], id: str) -> set[str]:
         "The ingests whose rejects stay."
         return _ingests_to_keep(rejects, valid, id) if self.append else set()
 
     def write(self, rows: pa.RecordBatchReader, properties: dict[str, str]) -> str:
-        "One commit; the reference of the new version."
-        properties = properties | {"ingest.options": self.options}
+        "One commit; the reference of the new version. What the rows' end adds to the properties is noted too."
+        properties["ingest.options"] = self.options
         return (self.table.append if self.append else self.table.replace)(rows, properties).ref
 
 # %% ../../nbs/tables/ingest.ipynb #aa5abee0
@@ -516,7 +521,8 @@ def _store_rows(
         )  # fmt: skip
 
     def before_commit() -> None:
-        report("")  # the rows add up, or nothing is stored
+        notes = report("").notes  # the rows add up, or nothing is stored
+        properties["ingest.notes"] = notes_to_json((*target.notes(), *notes))
         if not load.stored:
             raise IngestError(
                 f"No row of {source} could be taken; nothing was stored.",
@@ -531,9 +537,10 @@ def _store_rows(
             _commit_rejects(rejects, load.spool, target.ingests_to_keep(rejects, ingested["ingests"], load.id), load.id)
         )
 
+    properties = _snapshot_properties(plan, target.ingested_hashes(), load.id, files, source)
     batches = load.batches(schema, connection, advance, before_commit)
     reader = pa.RecordBatchReader.from_batches(schema, batches)
-    return report(target.write(reader, _snapshot_properties(plan, target.ingested_hashes(), load.id, files, source)))
+    return report(target.write(reader, properties))
 
 # %% ../../nbs/tables/ingest.ipynb #08767772
 def _snapshot_properties(

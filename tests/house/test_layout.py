@@ -20,8 +20,8 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py" and 
 # The layers, from the ground up; a module imports only from its own package or one in a row before it.
 LAYERS = [
     "lazy", "errors", "implementations", "display", "notes", "workspace", "storage", "tables", "contract", "quality",
-    "sampling", "features", "models", "training", "registry", "serving", "monitoring", "runs", "execution", "costs", "runners",
-    "pipelines", "operations", "aws", "explore", "cli", "lab", "jobs", "taxi",
+    "sampling", "features", "models", "training", "registry", "serving", "monitoring", "runs", "execution", "costs",
+    "runners", "pipelines", "operations", "aws", "explore", "cli", "lab", "jobs", "taxi",
 ]  # fmt: skip
 # What a package may not import, beyond the order of the layers.
 FORBIDDEN = {"runs": {"training"}, "execution": {"training"}, "runners": {"training"}, "taxi": {"cli"}}
