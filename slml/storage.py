@@ -87,12 +87,13 @@ def expand(
     with read_errors(source):
         folder = fs.isdir(path)
         if folder:
-            paths = fs.find(path)
+            paths = [p for p in fs.find(path) if not _is_hidden(p[len(path.rstrip("/")) :])]
         elif fsspec.core.has_magic(path):
             paths = [p for p, facts in fs.glob(path, detail=True).items() if facts["type"] == "file"]
+            paths = [p for p in paths if not _is_hidden(p.rsplit("/", 1)[-1])]
         else:
             paths = [path] * fs.isfile(path)
-    files = sorted(p for p in paths if not _is_hidden(p[len(path.rstrip("/")) :] if folder else p.rsplit("/", 1)[-1]))
+    files = sorted(paths)
     if not files:
         raise _no_file_error(source, fs, path, folder)
     return [p if _is_local(fs) else fs.unstrip_protocol(p) for p in files]

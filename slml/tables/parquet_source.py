@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..errors import IngestError
 from .chunks import MAX_ROW_BYTES, Chunk
-from .containers import File, decompressed_stream
+from .containers import File, seekable_stream
 from .types import ColumnType
 
 # %% ../../nbs/tables/parquet_source.ipynb #8cf72c7e
@@ -69,7 +69,7 @@ class ParquetFile:
     ) -> Iterator[Chunk]:
         "The rows of the file. Raises `IngestError` for damage."
         row = 1
-        with decompressed_stream(self.file, advance) as stream:
+        with seekable_stream(self.file, advance) as stream:
             parquet = pq.ParquetFile(stream)
             for batch in parquet.iter_batches(1 << 17, columns=list(columns)):
                 table = pa.Table.from_batches([batch])
@@ -131,7 +131,7 @@ def _check_row_size(footer: pq.FileMetaData, name: str) -> None:
 # %% ../../nbs/tables/parquet_source.ipynb #7e21deaa
 def open_parquet(file: File) -> ParquetFile:
     "A Parquet file with its types. Raises `IngestError` for giant rows, or columns of the same name."
-    with decompressed_stream(file) as stream:
+    with seekable_stream(file) as stream:
         parquet = pq.ParquetFile(stream)
         _check_row_size(parquet.metadata, file.name)
         schema, no_text = parquet.schema_arrow, _non_text_columns(parquet)

@@ -18,7 +18,7 @@ import pyarrow.csv as pacsv
 
 from ..errors import IngestError, UsageError
 from .chunks import MAX_ROW_BYTES, Chunk, RowSource
-from .containers import File, decompressed_stream
+from .containers import File, check_signature, decompressed_stream
 from .dialect import HEAD_BYTES, Dialect, detect_encoding, sniff, utf8_blocks
 from .json_source import open_json
 from .parquet_source import open_parquet
@@ -159,9 +159,7 @@ def _file_kind(file: File, head: bytes) -> str:
     "text, json or parquet."
     if not head:
         raise IngestError(f"{file.name} is empty.", expected="a header and at least one row", todo="leave it out.")
-    for start, ending in ((b"\x1f\x8b", ".gz"), (b"PK\x03\x04", ".zip")):
-        if head.startswith(start):
-            raise IngestError(f"{file.name} is packed.", todo=f"give it the ending {ending}, or unpack it.")
+    check_signature(file, head)
     if head.startswith(b"PAR1"):
         return "parquet"
     return "json" if file.kind == "text" and re.match(rb'\s*\{\s*"[^"\n]*"\s*:', head) else file.kind
