@@ -33,6 +33,7 @@ class Sources(BaseModel, frozen=True):
     times: tuple[str, ...] = ()
     distances: tuple[tuple[str, str, str, str], ...] = ()
     categories: tuple[tuple[str, int], ...] = ()  # name, number of codes
+    scales: tuple[tuple[str, float, float], ...] = ()  # name, offset and scale of the numbers that were centred
 
     @classmethod
     def of(
@@ -51,6 +52,7 @@ class Sources(BaseModel, frozen=True):
             times=tuple(name for (name,) in sizes["time_parts"]),
             distances=tuple(sizes["distance"]),
             categories=tuple((name, size) for (name,), size in sizes["category"].items()),
+            scales=tuple((i.name, i.offset, i.scale) for i in encoder.inputs if (i.offset, i.scale) != (0.0, 1.0)),
         )
 
 # %% ../../nbs/features/features.ipynb #009caae7
@@ -145,10 +147,13 @@ class Features(nn.Module):
     def derived_frame(
         self,
         inputs: dict[str, Tensor],  # name -> (n,)
-    ) -> pd.DataFrame:  # float32 columns with NaN, and categories
-        "The derived columns for models that are not networks."
+    ) -> pd.DataFrame:  # float32 columns with NaN, float64 ones where the digits need it, and categories
+        "The derived columns, in the units of the table, for models that are not networks."
         numbers, codes = self.derive(inputs)
         frame = pd.DataFrame(numbers.numpy(), columns=self.derive.names)
+        for name, offset, scale in self.settings.sources.scales:
+            if name in frame:
+                frame[name] = frame[name].astype("float64") * scale + offset
         for (name, size), column in zip(self.settings.sources.categories, codes.T, strict=True):
             frame[f"{name} (code)"] = pd.Categorical.from_codes(column.numpy(), categories=range(size))
         return frame

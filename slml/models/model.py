@@ -46,22 +46,23 @@ class Model(nn.Module):
     def forward(
         self,
         inputs: dict[str, Tensor],  # name -> (n,), as the encoder makes them
-    ) -> Tensor:  # (n,) in the target's unit for a regression; (n, classes) probabilities otherwise
+    ) -> Tensor:  # (n,) float64 in the target's unit for a regression; (n, classes) probabilities otherwise
         "The prediction for each row."
         raw = self.network(self.features(inputs))
         if self.task == "regression":
-            return raw[:, 0] * self.settings.scale + self.settings.mean
+            return raw[:, 0].double() * self.settings.scale + self.settings.mean
         return torch.softmax(raw, 1)
 
     def loss(
         self,
         inputs: dict[str, Tensor],
-        target: Tensor,  # (n,): float32 in the target's unit, or int64 place of the class
+        target: Tensor,  # (n,): float64 in the target's unit, or int64 place of the class
     ) -> Tensor:  # (), mean squared error of the scaled target, or cross entropy
         "What training makes small."
         raw = self.network(self.features(inputs))
         if self.task == "regression":
-            return functional.mse_loss(raw[:, 0], (target - self.settings.mean) / self.settings.scale)
+            scaled = (target.double() - self.settings.mean) / self.settings.scale
+            return functional.mse_loss(raw[:, 0], scaled.float())
         return functional.cross_entropy(raw, target)
 
 # %% ../../nbs/models/model.ipynb #3807c7c1
@@ -98,7 +99,7 @@ def build_model(
             task=encoder.target.task,
             classes=encoder.target.classes,
             mean=target.mean().item() if regression else 0.0,
-            scale=max(target.std().item(), 1e-12) if regression else 1.0,
+            scale=(target.std().item() or 1.0) if regression else 1.0,
         )
         return Model(settings)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['T', 'BATCH', 'LIBRARIES', 'TOLERANCE', 'FILES', 'PAGE', 'MANIFEST', 'FORMAT', 'MLMODEL', 'PREDICTION', 'open_session',
-           'run_session', 'model_libraries', 'code_version', 'Lineage', 'differences', 'agree', 'sha256',
+           'run_session', 'model_libraries', 'code_version', 'Lineage', 'TargetScale', 'differences', 'agree', 'sha256',
            'canonical_json', 'file_manifest', 'read_files', 'Bundle', 'write_bundle']
 
 # %% ../../nbs/registry/bundle.ipynb #b16f2e42
@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from os.path import abspath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -61,7 +61,7 @@ def run_session(
     session: ort.InferenceSession,
     encoder: "Encoder",
     table: "pa.Table",  # raw columns
-) -> np.ndarray:  # (n,) or (n, classes), float32
+) -> np.ndarray:  # (n,) or (n, classes), of the graph's type
     "The predictions of a graph for raw rows; raises as `Encoder.arrays` does for a missing or ill-typed column."
     names = [i.name for i in session.get_inputs()]
     parts = [np.empty((0, *session.get_outputs()[0].shape[1:]), np.float32)]
@@ -105,14 +105,27 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return absent + ["seed"] * (self.seed is None) + vague
 
 # %% ../../nbs/registry/bundle.ipynb #42383b20
+class TargetScale(Protocol):
+    "The target of a regression, as an encoder knows it."
+
+    @property
+    def mean(self) -> float: ...
+
+    @property
+    def deviation(self) -> float: ...  # 0 = not known
+
+
 def differences(
     expected: np.ndarray,  # (n,) or (n, classes), what torch predicted
     got: np.ndarray,  # the same shape
+    target: TargetScale | None = None,  # with the mean and the deviation of a regression
 ) -> np.ndarray:  # (n,), the largest in each row
-    "The difference of two predictions, relative to the larger of the expected and the median prediction."
+    "The difference of two predictions, relative to the larger of the expected and the typical prediction."
     expected, got = expected.astype(np.float64), got.astype(np.float64)
-    floor = max(np.median(np.abs(expected)), np.finfo(np.float32).tiny)
-    apart = np.abs(expected - got) / np.maximum(np.abs(expected), floor)
+    size, floor = np.abs(expected), max(np.median(np.abs(expected)), np.finfo(np.float32).tiny)
+    if target is not None and target.deviation:
+        size, floor = np.abs(expected - target.mean), target.deviation
+    apart = np.abs(expected - got) / np.maximum(size, floor)
     apart[np.isnan(apart)] = np.inf  # a prediction that is no number agrees with nothing
     return apart.reshape(len(apart), -1).max(axis=1)
 
@@ -126,11 +139,12 @@ def agree(
     got: np.ndarray,  # what ONNX Runtime, or a service, predicts
     tolerance: float = TOLERANCE,  # relative
     what: str = "The exported model",  # for the message
+    target: TargetScale | None = None,  # with the mean and the deviation of a regression
 ) -> float:  # the largest relative difference
     "Compare two predictions of the same rows. Raises `RegistryError` saying where and how far apart."
     if expected.shape != got.shape or not len(got):
         raise RegistryError("Predictions cannot be compared.", expected=f"shape {expected.shape}", came=f"{got.shape}")
-    apart = differences(expected, got)
+    apart = differences(expected, got, target)
     worst = int(apart.argmax())
     if apart[worst] <= tolerance:
         return float(apart[worst])
@@ -274,7 +288,9 @@ class Bundle:
         tolerance: float = TOLERANCE,  # relative
     ) -> float:  # the largest relative difference
         "Predict the parity sample here and now. Raises `RegistryError` where torch had predicted something else."
-        return agree(self.rows, self.expected_predictions, self.predict(self.rows), tolerance)
+        return agree(
+            self.rows, self.expected_predictions, self.predict(self.rows), tolerance, target=self.encoder.target
+        )
 
     @cached_property
     def session(self) -> ort.InferenceSession:
@@ -319,8 +335,8 @@ class Bundle:
         return self.parity.drop_columns([PREDICTION])
 
     @property
-    def expected_predictions(self) -> np.ndarray:  # (n,) or (n, classes), float32: what torch predicted for these rows
-        return np.array(self.parity[PREDICTION].to_pylist(), np.float32)
+    def expected_predictions(self) -> np.ndarray:  # (n,) or (n, classes): what torch predicted for these rows
+        return np.array(self.parity[PREDICTION].to_pylist())
 
     @cached_property
     def profile(self) -> "Profile":

@@ -134,12 +134,12 @@ def corners(
     settings = model.settings.features if isinstance(model, Model) else None
     if settings is None or not settings.edges:
         return {}
-    columns, bends_by_column = {i.name: i.column for i in encoder.inputs}, {}
+    inputs, bends_by_column = {i.name: i for i in encoder.inputs}, {}
     fitted = zip(settings.knots, settings.scores, settings.edges, strict=True)
     for name, (knots, scores, bins) in zip(settings.sources.numbers, fitted, strict=False):  # derived ones come after
         bends = np.unique(np.concatenate([knots, np.interp(bins, scores, knots)]))
         chosen = np.linspace(0, len(bends) - 1, min(CORNERS, len(bends))).round().astype(int)
-        bends_by_column[columns[name]] = bends[chosen].tolist()
+        bends_by_column[inputs[name].column] = (bends[chosen] * inputs[name].scale + inputs[name].offset).tolist()
     return bends_by_column
 
 # %% ../../nbs/registry/export.ipynb #887680a5
@@ -163,7 +163,7 @@ def predict_torch(
     model: nn.Module,
     encoder: Encoder,
     table: pa.Table,  # raw rows
-) -> np.ndarray:  # (n,) or (n, classes), float32
+) -> np.ndarray:  # (n,) float64 or (n, classes) float32
     "The predictions of the trained model."
     training = model.training
     try:
@@ -185,7 +185,8 @@ def check_parity(
     tolerance: float = TOLERANCE,  # relative
 ) -> float:  # the largest relative difference
     "Compare a bundle with its model. Raises `RegistryError` saying where and how far they differ."
-    return bundles.agree(sample, predict_torch(model, encoder, sample), bundle.predict(sample), tolerance)
+    expected = predict_torch(model, encoder, sample)
+    return bundles.agree(sample, expected, bundle.predict(sample), tolerance, target=encoder.target)
 
 # %% ../../nbs/registry/export.ipynb #d159dfeb
 def _parity_rows(sample: pa.Table, model: nn.Module, encoder: Encoder) -> pa.Table:
@@ -210,7 +211,7 @@ def _check_finite(rows: pa.Table, predicted: np.ndarray) -> None:
 
 # %% ../../nbs/registry/export.ipynb #bf01d23a
 def _with_prediction(rows: pa.Table, predicted: np.ndarray, name: str) -> pa.Table:
-    flat = pa.array(predicted.ravel(), pa.float32())
+    flat = pa.array(predicted.ravel())
     lists = predicted.ndim > 1
     return rows.append_column(name, pa.FixedSizeListArray.from_arrays(flat, predicted.shape[1]) if lists else flat)
 
@@ -273,7 +274,8 @@ def export(
     predicted = predict_torch(model, encoder, rows)
     _check_finite(rows, predicted)
     graph = to_onnx(model, _tensors(encoder, rows))
-    bundles.agree(rows, predicted, bundles.run_session(bundles.open_session(graph), encoder, rows), tolerance)
+    exported = bundles.run_session(bundles.open_session(graph), encoder, rows)
+    bundles.agree(rows, predicted, exported, tolerance, target=encoder.target)
     profile = profile or profile_of(model, encoder, contract, sample.to_batches())
     texts = _text_files(encoder, contract, lineage, metrics, profile, page)
     return bundles.write_bundle(folder, {"model.onnx": graph, "parity.parquet": _parity_file(rows, predicted), **texts})

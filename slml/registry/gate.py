@@ -44,7 +44,8 @@ def check_service(bundle: Bundle, served: ServicePredict) -> float:  # the large
             expected=f"at least {min(ANSWERED, len(rows))}; it may refuse those that break the contract",
             todo="hold the contract's rules against ordinary rows of the table.",
         )
-    return agree(rows.take(answered.nonzero()[0]), expected[answered], got[answered], what="The served model")
+    checked = rows.take(answered.nonzero()[0])
+    return agree(checked, expected[answered], got[answered], what="The served model", target=bundle.encoder.target)
 
 # %% ../../nbs/registry/gate.ipynb #1f862791
 def check_lineage(bundle: Bundle) -> None:

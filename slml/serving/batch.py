@@ -86,7 +86,7 @@ def check_predictable(
 
 # %% ../../nbs/serving/batch.ipynb #929c8b67
 def prediction_columns(
-    predicted: np.ndarray,  # (n,) or (n, classes), float32
+    predicted: np.ndarray,  # (n,) float64 or (n, classes) float32; older graphs: float32
     classes: Sequence[str],  # in the order of the probabilities; none for a regression
 ) -> dict[str, pa.Array]:
     "Predictions as columns."
@@ -105,7 +105,8 @@ def output_schema(
     classes = bundle.encoder.target.classes
     types = {ROW: pa.int64(), **{f.name: f.type for f in snapshot.schema}}
     keys = [(name, types[name]) for name in key_columns(bundle.contract, snapshot.schema)]
-    columns = prediction_columns(np.empty((0, len(classes)) if classes else 0, np.float32), classes)
+    number = np.float64 if "double" in bundle.session.get_outputs()[0].type else np.float32
+    columns = prediction_columns(np.empty((0, len(classes)) if classes else 0, number), classes)
     predicted = [
         *((name, column.type) for name, column in columns.items()),
         ("version", pa.string()),
@@ -127,7 +128,7 @@ GRAPH_ROWS = 1_024  # rows that go through the graph at a time
 def predict_batch(
     bundle: Bundle,
     rows: pa.RecordBatch,  # raw columns; one row at least
-) -> np.ndarray:  # (n,) or (n, classes), float32
+) -> np.ndarray:  # (n,) float64 or (n, classes) float32; older graphs: float32
     "The predictions of some rows."
     arrays, session = bundle.encoder.arrays(rows), bundle.session
     inputs = [i.name for i in session.get_inputs()]

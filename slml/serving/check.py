@@ -96,6 +96,6 @@ def over_http(
         request = urllib.request.Request(f"{url}/predict", body, {"content-type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                return np.array(json.load(answer)["predictions"], np.float32)
+                return np.array(json.load(answer)["predictions"])
         except urllib.error.HTTPError as error:
             raise RegistryError("The service refused the rows.", came=error.read().decode()[:1000]) from error

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HUGE', 'NO_TIME', 'UNKNOWN', 'MISSING', 'SLOT_ROWS', 'GRAPH_ROWS', 'GraphInput', 'PredictedTarget', 'Encoding',
-           'number_input', 'time_input', 'CategoryCodes', 'category_codes', 'encoders', 'open_graph', 'Slot', 'Graph',
-           'TrainingRange', 'training_ranges', 'Predictor', 'check_parity_sample']
+           'number_input', 'centred_input', 'time_input', 'CategoryCodes', 'category_codes', 'encoders', 'open_graph',
+           'Slot', 'Graph', 'TrainingRange', 'training_ranges', 'Predictor', 'check_parity_sample']
 
 # %% ../../nbs/serving/predictor.ipynb #705e1643
 import math
@@ -31,6 +31,8 @@ class GraphInput(msgspec.Struct, frozen=True):
     column: str
     kind: str  # number, category or timestamp
     vocabulary: tuple[str, ...] = ()
+    offset: float = 0.0  # of a number
+    scale: float = 1.0
 
 
 class PredictedTarget(msgspec.Struct, frozen=True):
@@ -39,6 +41,8 @@ class PredictedTarget(msgspec.Struct, frozen=True):
     column: str
     task: str
     classes: tuple[str, ...] = ()
+    mean: float = 0.0  # of a regression
+    deviation: float = 0.0
 
 
 class Encoding(msgspec.Struct, frozen=True):
@@ -56,6 +60,21 @@ def number_input(
 ) -> float:  # NaN where missing
     "A value as a number of the graph."
     return value if value is not None and -HUGE < value < HUGE else math.nan
+
+
+def centred_input(
+    offset: float,  # as the encoder stores them
+    scale: float,
+) -> Callable[[float | int | bool | None], float]:
+    "What reads a number that is centred and scaled; where it is neither, `number_input`."
+    if (offset, scale) == (0.0, 1.0):
+        return number_input
+    center = int(offset) if offset.is_integer() else offset
+
+    def read(value: float | int | bool | None) -> float:
+        return number_input(None if value is None else (value - center) / scale)
+
+    return read
 
 # %% ../../nbs/serving/predictor.ipynb #20d9f6ab
 NO_TIME = -(2**62)
@@ -96,7 +115,7 @@ def encoders(
     types: Mapping[str, str],  # column -> type of the contract
 ) -> list[Callable[[Any], float | int]]:  # one for each input
     "The function that encodes a value, for each input."
-    encoder_of = {"number": lambda i: number_input, "timestamp": lambda i: time_input}
+    encoder_of = {"number": lambda i: centred_input(i.offset, i.scale), "timestamp": lambda i: time_input}
     encoder_of["category"] = lambda i: category_codes(i.vocabulary, types[i.column]).__getitem__
     return [encoder_of[i.kind](i) for i in encoding.inputs]
 
@@ -115,8 +134,9 @@ def open_graph(
 
 # %% ../../nbs/serving/predictor.ipynb #983d71cb
 def _dtype(of: ort.NodeArg) -> np.dtype:
-    "The type of an input's values."
-    return np.dtype(np.int64 if "int64" in of.type else np.float32)
+    "The type of the values of an input or an output."
+    kinds = {"int64": np.int64, "double": np.float64}
+    return np.dtype(next((kind for name, kind in kinds.items() if name in of.type), np.float32))
 
 
 class Slot:
@@ -132,13 +152,13 @@ class Slot:
         self.order = sorted(range(len(inputs)), key=lambda n: -kinds[n].itemsize)  # the wide ones first: all aligned
         self._pack = Struct("=" + "".join(f"{rows}{kinds[n].char.replace('l', 'q')}" for n in self.order)).pack_into
         self._memory = np.zeros(rows * sum(kind.itemsize for kind in kinds), np.uint8)
-        self.output = np.zeros((rows, *output.shape[1:]), np.float32)
+        self.output = np.zeros((rows, *output.shape[1:]), _dtype(output))
         self._binding, self._run, start = session.io_binding(), session.run_with_iobinding, self._memory.ctypes.data
         for n in self.order:
             self._binding.bind_input(inputs[n].name, "cpu", 0, kinds[n].type, [rows], start)
             start += rows * kinds[n].itemsize
         address = self.output.ctypes.data
-        self._binding.bind_output(output.name, "cpu", 0, np.float32, list(self.output.shape), address)
+        self._binding.bind_output(output.name, "cpu", 0, self.output.dtype.type, list(self.output.shape), address)
 
     def __call__(
         self,
@@ -188,7 +208,7 @@ class Graph:
     def run(
         self,
         arrays: Mapping[str, np.ndarray],  # name -> (rows,), one at least
-    ) -> np.ndarray:  # (rows,) or (rows, classes), float32
+    ) -> np.ndarray:  # (rows,) or (rows, classes), of the graph's type
         "Predictions of encoded columns."
         rows = len(arrays[self._names[0]])
         pieces = ({n: arrays[n][at : at + GRAPH_ROWS] for n in self._names} for at in range(0, rows, GRAPH_ROWS))
@@ -311,7 +331,8 @@ def check_parity_sample(
     import pyarrow.parquet as pq
 
     parity = pq.ParquetFile(pa.BufferReader(predictor.bundle.files["parity.parquet"])).read(use_threads=False)
-    rows, expected = parity.drop_columns([PREDICTION]), np.array(parity[PREDICTION].to_pylist(), np.float32)
+    rows, expected = parity.drop_columns([PREDICTION]), np.array(parity[PREDICTION].to_pylist())
     lenient = Reader(predictor.terms, [i.column for i in predictor.encoding.inputs], strict=False).row
     encoded = [predictor.encode(msgspec.convert(row, lenient)) for row in rows.to_pylist()]
-    return agree(rows, expected, np.array(predictor.predict(encoded), np.float32), tolerance)
+    predicted = np.array(predictor.predict(encoded))
+    return agree(rows, expected, predicted, tolerance, target=predictor.encoding.target)
