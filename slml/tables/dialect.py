@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import IO
 
 from ..errors import IngestError, UsageError
+from .names import storable_names
 
 # %% ../../nbs/tables/dialect.ipynb #0bf61255
 @dataclass(frozen=True)
@@ -160,22 +161,6 @@ def _is_header(cells: Sequence[str]) -> bool:
     "Whether no cell of the line is a number or a date."
     return not any(VALUE.fullmatch(cell) for cell in cells)
 
-# %% ../../nbs/tables/dialect.ipynb #e83b7c27
-def _unique_names(cells: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    "Column names made unique, whatever their case, and the notes about it."
-    names, notes, taken_names = [], [], set()
-    for position, cell in enumerate(cells):
-        base = name = " ".join(cell.split()) or f"column{position}"
-        count = 1
-        while name.lower() in taken_names:
-            count += 1
-            name = f"{base}_{count}"
-        if name != cell.strip():
-            notes.append(f"column {position + 1} is named '{cell.strip()}' in the header; called '{name}'.")
-        taken_names.add(name.lower())
-        names.append(name)
-    return tuple(names), tuple(notes)
-
 # %% ../../nbs/tables/dialect.ipynb #431d0982
 def _check_columns(columns: Sequence[str], width: int) -> tuple[str, ...]:
     if len(columns) != width or len({c.lower() for c in columns}) != width:
@@ -206,7 +191,7 @@ def sniff(
         header = line if [c.strip() for c in cells] == list(columns) else 0
         names, notes = _check_columns(columns, width), ()
     elif _is_header(cells):
-        header, (names, notes) = line, _unique_names(cells)
+        header, (names, notes) = line, storable_names([" ".join(cell.split()) for cell in cells], cells)
     else:
         header, names = 0, tuple(f"column{i}" for i in range(width))
         notes = ("no header: the columns are called column0, column1, ...; name them with columns=.",)
