@@ -26,6 +26,7 @@ class Chunk(NamedTuple):
     rejected: list[Reject]
     blank: int = 0  # blank lines, which are no rows
     trimmed: frozenset[str] = frozenset()  # columns with blanks around values, which were dropped
+    comments: int = 0  # lines that begin with the comment sign, which are no rows
 
 # %% ../../nbs/tables/chunks.ipynb #dad0474d
 class RowSource(Protocol):
