@@ -110,7 +110,8 @@ def variant(bundle: Bundle, folder: Path, nodes: str = "", answer: dict | None =
             node.input[:] = [graph.graph.output[0].name if name == "x" else name for name in node.input]
         graph.graph.node.extend(more.node)
         shape = ["batch", len(answer["classes"])] if answer else ["batch"]
-        graph.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape))
+        kind = onnx.TensorProto.FLOAT if answer else graph.graph.output[0].type.tensor_type.elem_type
+        graph.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", kind, shape))
     encoder = bundle.encoder.model_copy(update={"target": Target(**answer)} if answer else {})
     content = graph.SerializeToString()
     predicted = run_session(open_session(content), encoder, bundle.rows)
@@ -125,9 +126,9 @@ def variant(bundle: Bundle, folder: Path, nodes: str = "", answer: dict | None =
     return write_bundle(str(folder), files)
 
 
-PLUS_ONE = "one = Constant<value = float {1.0}>() y = Add(x, one)"
+PLUS_ONE = "one = Constant<value = float {1.0}>() more = CastLike(one, x) y = Add(x, more)"
 TWO_CLASSES = """
-    p = Sigmoid(x) one = Constant<value = float {1.0}>() q = Sub(one, p)
+    f = Cast<to = 1>(x) p = Sigmoid(f) one = Constant<value = float {1.0}>() q = Sub(one, p)
     axis = Constant<value = int64[1] {1}>() a = Unsqueeze(p, axis) b = Unsqueeze(q, axis) y = Concat<axis = 1>(a, b)
 """
 
