@@ -21,7 +21,7 @@ from ..errors import ContractError, LedgerError
 from ..notes import notes_to_json
 from .audit import Marked, extra_column_notes, letter_mark, mark, note_list, suspicions
 from .rules import raw_name
-from ..tables.catalog import Catalog, Cleaned, Snapshot, find_snapshot
+from ..tables.catalog import CLASS_COLUMN, Catalog, Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, use_engine
 from ..tables.rowhash import ROW_HASH
 from ..workspace import Workspace
@@ -115,6 +115,8 @@ def clean(
             todo="give the kept rows and the quarantine names of their own.",
         )
     origin = {"source": snapshot.ref, "contract": contract.name, "contract_hash": _contract_hash(contract)}
+    if contract.task in ("binary", "multiclass"):
+        origin[CLASS_COLUMN] = contract.target  # which a split looks at
     origin |= {"ingest.notes": notes_to_json(snapshot.notes)}
     with use_engine(engine, workspace) as engine:
         marked = mark(snapshot, contract, engine, references)
