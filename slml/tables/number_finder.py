@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from slml.tables.numbers import (
     BLANK,
     FLOAT,
+    FLOAT_SIGNS,
     IDENTIFIER,
     INT,
     INT64,
     NEGATIVE,
-    NumberFormat,
     is_identifier,
     number_format,
 )
@@ -104,7 +104,8 @@ _BODY = rf"[.,]?[0-9](?:[0-9.,'’{BLANK}]*[0-9])?[.,]?(?:[eE][+-]?[0-9]+)?"
 _LIKELY = rf"^\(?[+−–-]?[{BLANK}]*{_PREFIX}?[{BLANK}]*[+−–(-]?[{BLANK}]*{_BODY}[{BLANK}]*{_SUFFIX}?[{BLANK}]*\)?[−–-]?$"
 _PARTS = re.compile(
     rf"\(?[+−–-]?[{BLANK}]*(?P<prefix>{_PREFIX}[{BLANK}]*)?[+−–(-]?[{BLANK}]*(?P<body>{_BODY})"
-    rf"(?P<suffix>[{BLANK}]*{_SUFFIX})?[{BLANK}]*\)?[−–-]?".replace("\\pL0-9", "\\w").replace("\\pL", "^\\W\\d_")
+    rf"(?P<suffix>[{BLANK}]*{_SUFFIX})?[{BLANK}]*\)?[−–-]?".replace("\\pL0-9", "\\w")
+    .replace("\\pL", "^\\W\\d_")
     .replace("[^\\W\\d_%°‰µ]", "(?:[^\\W\\d_]|[%°‰µ])")
 )
 _NO_UNITS = ("am", "pm", "bc", "ad", "st", "nd", "rd", "th")
@@ -135,7 +136,7 @@ def _describe_shape(example: str) -> Shape:
     return Shape(parts["prefix"] or "", re.sub(f"[{BLANK}]", " ", body).replace("’", "'"), parts["suffix"] or "")
 
 # %% ../../nbs/tables/number_finder.ipynb #0b99f3ea
-_WAYS = (("." , ""), (",", ""), (".", ","), (",", "."), (",", " "), (".", " "), (".", "'"))  # decimals, thousands
+_WAYS = ((".", ""), (",", ""), (".", ","), (",", "."), (",", " "), (".", " "), (".", "'"))  # decimals, thousands
 
 
 def _plain_body(body: str, decimal: str, thousands: str) -> str:
@@ -166,7 +167,7 @@ class NumberFinder:
     "Finds how the numbers of one column are written, block by block."
 
     shapes: dict[str, tuple[int, str]] = field(default_factory=dict)  # shape -> values, an example
-    plain: set[str] = field(default_factory=set)  # int, point, or maybe: points that may stand between thousands
+    plain: set[str] = field(default_factory=set)  # int, point, maybe: points between thousands, exponent: as in 5E12
 
     def add_plain(
         self,
@@ -176,6 +177,9 @@ class NumberFinder:
         "A block of plain numbers."
         if kind == "int" or "point" in self.plain:
             self.plain.add("int" if kind == "int" else "point")
+            return
+        if not pc.any(pc.match_substring_regex(values, FLOAT_SIGNS)).as_py():
+            self.plain.add("exponent")
             return
         grouped = "^[+-]?[1-9][0-9]{0,2}([.][0-9]{3})?$"
         first = pc.all(pc.match_substring_regex(values.slice(0, 100), grouped)).as_py()
@@ -191,16 +195,22 @@ class NumberFinder:
         candidates = values.filter(likely)
         shapes = _shapes(candidates).dictionary_encode()
         counted = pa.table({"shape": shapes.indices, "value": candidates}).group_by("shape", use_threads=False)
-        for code, count, example in zip(*counted.aggregate([("value", "count"), ("value", "first")]).columns):
+        totals = counted.aggregate([("value", "count"), ("value", "first")])
+        for code, count, example in zip(*totals.columns, strict=True):
             shape = shapes.dictionary[code.as_py()].as_py()
             known, first = self.shapes.get(shape, (0, example.as_py()))
             self.shapes[shape] = (known + count.as_py(), first)
         return pc.invert(likely) if len(self.shapes) <= MOST_SHAPES else pa.repeat(pa.scalar(True), len(values))
 
+    @property
+    def example(self) -> str:
+        "A value that is not plain, or nothing."
+        return next((example for _, example in self.shapes.values() if not re.match(FLOAT, example)), "")
+
     def described(self) -> dict[Shape, str]:
         "The shapes, each with an example."
         shapes = {_describe_shape(example): example for _, example in self.shapes.values()}
-        generic = {"int": "9", "point": "9.9", "maybe": "9.999"}
+        generic = {"int": "9", "point": "9.9", "maybe": "9.999", "exponent": "9E9"}
         return shapes | {Shape("", generic[plain], ""): "" for plain in self.plain}
 
     def decimal(self) -> str:
@@ -302,5 +312,15 @@ def first_identifier(
     values: pa.Array,  # text without nulls
 ) -> str:
     "The first value that a number would damage, or nothing."
-    suspects = values.filter(pc.match_substring_regex(values, IDENTIFIER))
+    zeros = pc.and_(
+        pc.is_in(pc.utf8_slice_codeunits(values, 0, 1), pa.array(["0", "+", "-"])),
+        pc.greater(pc.binary_length(values), 1),
+    )
+    suspects = values.filter(zeros)
+    if (
+        pc.any(pc.match_substring(values, "e", ignore_case=True)).as_py()
+        or pc.max(pc.binary_length(values)).as_py() > 18
+    ):
+        suspects = values
+    suspects = suspects.filter(pc.match_substring_regex(suspects, IDENTIFIER))
     return next((text for text in suspects.to_pylist() if is_identifier(text)), "")
