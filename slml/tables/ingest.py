@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -37,7 +37,7 @@ from .records import Reject
 from .sources import open_source
 from .time_columns import parsing_connection
 from .times import swap_day_and_month
-from .types import ColumnType, TypeFinder, find_type, parse_type, parse_values
+from .types import ColumnType, TypeFinder, decimal_sign, drop_null_words, find_type, parse_type, parse_values
 from ..workspace import Workspace
 
 # %% ../../nbs/tables/ingest.ipynb #0b90cbcf
@@ -218,7 +218,7 @@ def _declared_types(
                 came=str(type),
                 todo="ingest into a new table.",
             )
-    return {c: t for c, t in table_types.items() if t.name not in ("date", "timestamp")} | declared
+    return {c: t for c, t in table_types.items() if t.name in ("text", "bool")} | declared
 
 # %% ../../nbs/tables/ingest.ipynb #2a12f987
 @dataclass
@@ -248,13 +248,24 @@ def _count_rows(
         plan.notes.append(f"{_file_name(source.file.name)}: holds no row.")
 
 
-def _decide_type(plan: IngestPlan, finder: TypeFinder, table_type: ColumnType | None) -> ColumnType:
-    "The type of a column, and a note about it; a date stays a date in a table where it is one."
-    type, note = find_type(finder)
-    if table_type and type.name not in ("date", "timestamp"):
+def _merge_number_types(before: ColumnType, now: ColumnType, finder: TypeFinder) -> ColumnType:
+    "The type of a column of numbers to which further ones are added, perhaps written in another way."
+    nulls = tuple(sorted({*before.nulls, *now.nulls, *(finder.null_words if now.name == "text" else ())}))
+    if now.name not in ("int", "float") or before.formats == now.formats:
+        return replace(before, nulls=nulls)
+    formats = (*(now.formats or ("1.5",)), *(before.formats or ("1.5",)))
+    return ColumnType(before.name, tuple(dict.fromkeys(formats)), nulls=nulls)
+
+
+def _decide_type(plan: IngestPlan, finder: TypeFinder, table_type: ColumnType | None, decimal: str = "") -> ColumnType:
+    "The type of a column, and a note about it; a date stays a date in a table where it is one, a number a number."
+    type, note = find_type(finder, decimal)
+    if table_type and table_type.name in ("int", "float"):
+        type = _merge_number_types(table_type, type, finder)
+    elif table_type and type.name not in ("date", "timestamp"):
         type, note = table_type, f"read as before, as {table_type}."
     plan.notes += [as_note(note, finder.name)] * bool(note)
-    return ColumnType(table_type.name, type.formats) if table_type else type
+    return replace(type, name=table_type.name) if table_type else type
 
 # %% ../../nbs/tables/ingest.ipynb #862310e4
 def _make_plan(
@@ -271,7 +282,10 @@ def _make_plan(
     finders = {c: TypeFinder(c, connection) for c in columns if c not in types}
     for source in sources:
         _count_rows(plan, source, finders, advance)
-    plan.types = {c: types[c] if c in types else _decide_type(plan, finders[c], table_types.get(c)) for c in columns}
+    decimal = decimal_sign(finders.values())
+    plan.types = {
+        c: types[c] if c in types else _decide_type(plan, finders[c], table_types.get(c), decimal) for c in columns
+    }
     plan.notes += [f"{plan.blank:,} blank lines are no rows."] * bool(plan.blank)
     if plan.trimmed:
         plan.notes.append(f"blanks around values were dropped in {', '.join(c for c in columns if c in plan.trimmed)}.")
@@ -291,6 +305,7 @@ def _convert_rows(
     for name, type in types.items():
         values = chunk.rows[name].combine_chunks()
         text = values if values.type in (pa.string(), type.arrow) else values.cast(pa.string())
+        text = drop_null_words(text, type) if text.type == pa.string() else text
         columns[name] = text if text.type == type.arrow else parse_values(text, type, connection)
         if columns[name].null_count > text.null_count:
             for row in np.flatnonzero(pc.and_(pc.is_null(columns[name]), pc.is_valid(text))):
@@ -309,7 +324,8 @@ def _count_swapped_dates(
 ) -> Counter[str]:
     "How many rejected values of each column would be dates with day and month exchanged."
     counts: Counter[str] = Counter()
-    for column in {reject.column for reject in rejects if reject.column and types[reject.column].formats}:
+    times = {name for name, type in types.items() if type.formats and type.name in ("date", "timestamp")}
+    for column in times & {reject.column for reject in rejects}:
         values = pa.array([reject.value for reject in rejects if reject.column == column])
         other = ColumnType("timestamp", tuple(swap_day_and_month(format) for format in types[column].formats))
         counts[column] = len(values) - parse_values(values, other, connection).null_count
