@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import ContractError, closest
+from ..errors import ContractError, UsageError, closest
+from ..tables.numbers import number_format
 from ..tables.times import find_zone
 
 # %% ../../nbs/contract/columns.ipynb #840a7d9c
@@ -75,24 +76,26 @@ TYPES: tuple[str, ...] = ("int", "float", "text", "bool", "date", "timestamp")
 class Column(Data):
     "One column of a table: its name, type and what it means."
 
-    _by_name = frozenset({"zone", "instant", "unit", "nullable", "format", "sql", "description", "personal"})
+    _by_name = frozenset({"zone", "instant", "unit", "nullable", "format", "sql", "description", "personal", "nulls"})
     name: str = Field(min_length=1)
     type: Type
     unit: str = ""  # such as USD, km, degrees
     nullable: bool = True  # whether a row may lack it
-    format: str = ""  # strptime format, for a date or timestamp that is stored as text
+    format: str = ""  # of text: strptime for a date or timestamp, a picture such as 1.234,5 for a number
     sql: str = ""  # an expression over the other columns, for a column that is computed and not stored
     description: str = ""
     personal: bool = False  # names or describes a person
     zone: str = ""  # in which a timestamp's hours and weekdays are taken, such as America/New_York
     instant: bool = False  # whether a timestamp is the same moment everywhere, and not what a wall clock shows
 
+    nulls: tuple[str, ...] = ()  # words that stand for a missing value, such as NA
+
     @model_validator(mode="after")
-    def _only_times_have_a_format(self) -> "Column":
-        if self.format and self.type not in ("date", "timestamp"):
+    def _format_fits(self) -> "Column":
+        if self.format and not self._takes_format():
             raise ContractError(
                 f"Column '{self.name}' is {self.type} and has a format.",
-                expected="a format only for a date or a timestamp",
+                expected="a format only for a date or a timestamp, or the picture of a number such as 1.234,5",
                 came=self.format,
             )
         if (self.zone or self.instant) and self.type != "timestamp":
@@ -104,3 +107,12 @@ class Column(Data):
         if self.zone:
             find_zone(self.zone)
         return self
+
+    def _takes_format(self) -> bool:
+        "Whether the format is one that the type can have."
+        if self.type not in ("int", "float"):
+            return self.type in ("date", "timestamp")
+        try:
+            return all(number_format(picture.strip()) for picture in self.format.split(" or "))
+        except UsageError:
+            return False

@@ -264,7 +264,7 @@ def _implied_rules(contract: Contract, stored: Mapping[str, str]) -> list[Rule]:
         if not c.nullable and c.name not in null_rules:
             rules.append(NotNull(c.name, reason="the column is not nullable"))
         if not c.sql and _may_fail(stored.get(c.name, c.type), c.type) and c.name not in parse_rules:
-            rules.append(ParsesAs(c.name, c.type, c.format, reason=f"stored as {stored[c.name]}"))
+            rules.append(ParsesAs(c.name, c.type, c.format, c.nulls, reason=f"stored as {stored[c.name]}"))
     return rules
 
 # %% ../../nbs/contract/contract.ipynb #e80d11e5

@@ -23,7 +23,8 @@ def column_notes(
     "What there is to say about a column beside its name and type."
     flags = [word for word, holds in (("not null", not column.nullable), ("personal", column.personal)) if holds]
     computed = f"computed: {column.sql}" if column.sql else ""
-    texts = [text for text in (column.unit, column.format, computed, column.description) if text]
+    nulls = f"null: {', '.join(column.nulls)}" if column.nulls else ""
+    texts = [text for text in (column.unit, column.format, nulls, computed, column.description) if text]
     return ", ".join([*roles, *flags, *texts])
 
 # %% ../../nbs/contract/display.ipynb #cf15e353

@@ -155,12 +155,13 @@ class Matches(OneColumn):
 
 # %% ../../nbs/contract/rules.ipynb #c5a0675c
 class ParsesAs(OneColumn):
-    "The text reads as another type; for a date or timestamp, in exactly this format."
+    "The text reads as another type; where there is a format, in exactly this one."
 
     letter = "V"
     kind: Literal["parses_as"] = "parses_as"
     type: Type
-    format: str = ""  # strptime, such as %m/%d/%Y %H:%M; empty for ISO
+    format: str = ""  # strptime, such as %m/%d/%Y %H:%M, or the picture of a number; empty for ISO, or plain numbers
+    nulls: tuple[str, ...] = ()  # words that stand for a missing value
 
 # %% ../../nbs/contract/rules.ipynb #b7354ed7
 class Unique(Rule):

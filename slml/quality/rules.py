@@ -34,6 +34,7 @@ from slml.contract.rules import (
     Unique,
 )
 from ..errors import ContractError, closest
+from ..tables.numbers import EXACT_FLOAT, NEGATIVE, number_format
 
 # %% ../../nbs/quality/rules.ipynb #cef2abec
 _KINDS: tuple[tuple[type[dt.DataType], str], ...] = (
@@ -63,10 +64,13 @@ def stored_types(
 def read_as(
     value: ir.Value,
     declared: str,  # type of the contract
-    format: str = "",  # strptime, or several joined by " or "; empty for ISO
+    format: str = "",  # strptime or the picture of a number, or several joined by " or "; empty for ISO, or plain
+    nulls: Sequence[str] = (),  # words that stand for a missing value
 ) -> ir.Value:
     "The value as the declared type, null where it cannot be read as that."
     if value.type().is_string():
+        value = value.strip()
+        value = value.isin(list(nulls)).ifelse(ibis.null("string"), value) if nulls else value
         return _READERS[declared](value, format)
     if declared == "float":
         number = value.cast("float64")
@@ -87,17 +91,33 @@ def _as_whole(number: ir.FloatingValue) -> ir.Value:
 
 # %% ../../nbs/quality/rules.ipynb #6d121341
 def _text(value: ir.StringValue, format: str) -> ir.Value:
-    return (value.strip() == "").ifelse(ibis.null("string"), value)
+    return value.nullif("")
+
+
+def _plain_digits(value: ir.StringValue, format: str) -> ir.StringValue:
+    "A written number as a plain one, null where it is not written so; the same steps as `slml.tables.numbers` takes."
+    if not format:
+        return value.contains("_").ifelse(ibis.null("string"), value)  # which an engine would read over
+    plain = []
+    for style in (number_format(picture.strip()) for picture in format.split(" or ")):
+        digits = value.re_replace(style.lead, "").re_replace(style.tail, "")
+        digits = digits.re_replace(style.group, "") if style.group else digits
+        sign = value.re_search(NEGATIVE).ifelse("-", "")
+        fits = value.re_search(style.pattern)
+        plain.append(fits.ifelse(sign + digits.replace(style.decimal, "."), ibis.null("string")))
+    return ibis.coalesce(*plain)
 
 
 def _float(value: ir.StringValue, format: str) -> ir.Value:
-    number = value.try_cast("float64")
-    return (number.isnan() | value.contains("_")).ifelse(ibis.null("float64"), number)
+    number = _plain_digits(value, format).try_cast("float64")
+    return number.isnan().ifelse(ibis.null("float64"), number)
 
 
 def _int(value: ir.StringValue, format: str) -> ir.Value:
-    number, cut = value.try_cast("float64"), value.try_cast("int64")
-    return ((cut.cast("float64") == number) & ~value.contains("_")).ifelse(cut, ibis.null("int64"))
+    digits = _plain_digits(value, format)
+    number, cut = digits.try_cast("float64"), digits.try_cast("int64")
+    exact = ~digits.contains(".") | (number.abs() <= EXACT_FLOAT)
+    return ((cut.cast("float64") == number) & exact).ifelse(cut, ibis.null("int64"))
 
 
 def _bool(value: ir.StringValue, format: str) -> ir.Value:
@@ -132,13 +152,16 @@ _READERS: dict[str, Callable[[ir.StringValue, str], ir.Value]] = {
 def is_there(
     stored: ir.Value,
     declared: str,  # type of the contract
+    nulls: Sequence[str] = (),  # words that stand for a missing value
 ) -> ir.BooleanValue:
-    "Whether a stored value says anything; null, blank text and NaN do not."
+    "Whether a stored value says anything; null, blank text, NaN and the column's words for a missing value do not."
     if stored.type().is_floating():
         return stored.notnull() & ~stored.isnan()
     if not stored.type().is_string():
         return stored.notnull()
-    return stored.notnull() & stored.strip().lower().notin(["", "nan"] if declared == "float" else [""])
+    text = stored.strip()
+    says_something = stored.notnull() & text.lower().notin(["", "nan"] if declared == "float" else [""])
+    return says_something & text.notin(list(nulls)) if nulls else says_something
 
 # %% ../../nbs/quality/rules.ipynb #bc50228e
 def check_columns(
@@ -172,11 +195,12 @@ def prepare(
     "The table with every column read as the contract's type; raises ContractError where a column is missing."
     check_columns(table.columns, contract)
     formats = {c.name: c.format for c in contract.columns}
+    nulls = {c.name: c.nulls for c in contract.columns}
     formats |= {r.column: r.format for r in rules if isinstance(r, ParsesAs) and r.format}
     stored = table.select(**{raw_name(n): table[n] for n in table.columns})
 
     def typed_column(prepared: ir.Table, name: str) -> ir.Value:
-        return read_as(prepared[raw_name(name)], contract.column(name).type, formats[name])
+        return read_as(prepared[raw_name(name)], contract.column(name).type, formats[name], nulls[name])
 
     uniques = [r for r in rules if isinstance(r, Unique)]
     keys = {_key_column(r, c): typed_column(stored, c) for r in uniques for c in r.columns}
@@ -258,7 +282,7 @@ def _reference(rule: Equals, references: Mapping[str, ir.Table]) -> tuple[ir.Val
 def _join_reference(seen: ir.Table, rule: Equals, contract: Contract, references: Mapping[str, ir.Table]) -> ir.Table:
     "The table with the value that the reference gives for each row; raises ContractError."
     reference_key, value = _reference(rule, references)
-    columns = {c.name: (c.type, c.format) for c in contract.columns}
+    columns = {c.name: (c.type, c.format, c.nulls) for c in contract.columns}
     key, value_name = f"key {rule.name}", f"reference {rule.name}"
     values = references[rule.reference].select(
         **{key: read_as(reference_key, *columns[rule.on]), value_name: read_as(value, *columns[rule.column])}
@@ -297,7 +321,8 @@ def _(rule: NotNull, table: ir.Table) -> ir.BooleanValue:
 @violates.register
 def _(rule: ParsesAs, table: ir.Table) -> ir.BooleanValue:
     stored = table[raw_name(rule.column)]
-    return is_there(stored, rule.type) & read_as(stored, rule.type, rule.format).isnull()
+    parsed = read_as(stored, rule.type, rule.format, rule.nulls)
+    return is_there(stored, rule.type, rule.nulls) & parsed.isnull()
 
 # %% ../../nbs/quality/rules.ipynb #b0930131
 @violates.register

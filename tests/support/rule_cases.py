@@ -111,7 +111,10 @@ CASES = (
         "an offset is left out: times are by the local clock",
     ),
     # --- one_of
-    RuleCase(OneOf("x", ("a", "b")), "text", one("a", "b", "c", "A", "a ", None, ""), [2, 3, 4], "blank is null"),
+    RuleCase(
+        OneOf("x", ("a", "b")), "text", one("a", "b", "c", "A", "a ", None, "", "a\n"), [2, 3, 7],
+        "blank is null, and blanks around a value are no part of it",
+    ),
     RuleCase(OneOf("x", (1, 2)), "int", one(1, 2, 3, None), [2], "numbers"),
     RuleCase(OneOf("x", (1.0, 2.5)), "int", one(1, 2, 3, None), [1, 2], "numbers of which one is not whole"),
     RuleCase(OneOf("x", (1, 2.5)), "float", one(1.0, 2.5, 2.0, None, NAN), [2], "numbers of two kinds"),
@@ -125,7 +128,7 @@ CASES = (
         for case in (
             RuleCase(
                 kind("x", r"\d{5}"), "text", one("20001", "20001-5", None, "2000", " 20001", "20001\n", ""),
-                [1, 3, 4, 5], "the whole text, and no line end after it",
+                [1, 3, 5], "the whole text without blanks around it, and no line end after it",
             ),
             RuleCase(kind("x", r"\d{5}"), "int", one(20001, 200011, -20001, None), [1, 2], "a number as it is written"),
             RuleCase(kind("x", r"\d+"), "text", one("12", "٣", "１２"), [1, 2], "digits are those of ASCII"),
