@@ -18,7 +18,6 @@ from . import request as requests
 from .predictor import Predictor
 from slml.serving.request import (
     FAULTS,
-    INT64,
     Check,
     Fault,
     Field,
@@ -31,6 +30,7 @@ from slml.serving.request import (
     rule_faults,
     unknown_field,
 )
+from ..tables.numbers import EXACT_FLOAT, INT64, PADDING
 
 # %% ../../nbs/serving/arrow.ipynb #285a0abc
 def read_stream(
@@ -79,7 +79,14 @@ def _cast(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
     "A column in the contract's type. Raises `pa.ArrowException` where it has none of the types that can be read so."
     if not (pa.types.is_null(column.type) or any(is_type(column.type) for is_type in _READ_AS[kind])):
         raise pa.ArrowInvalid(f"{column.type} is no {kind}")
+    if kind == "int" and pa.types.is_floating(column.type) and _exceeds(column, EXACT_FLOAT):
+        raise pa.ArrowInvalid("floats of this size have lost digits of whole numbers")
     return column if column.type == TYPES[kind] else column.cast(TYPES[kind])
+
+
+def _exceeds(column: pa.ChunkedArray, limit: int) -> bool:
+    "Whether a column of floats has one that is further from 0."
+    return bool(pc.any(pc.greater(pc.abs(column), float(limit))).as_py())
 
 # %% ../../nbs/serving/arrow.ipynb #c3a5d8e9
 def _read_values(column: pa.ChunkedArray, field: Field, reader: Reader) -> tuple[pa.ChunkedArray, list[Fault]]:
@@ -87,7 +94,8 @@ def _read_values(column: pa.ChunkedArray, field: Field, reader: Reader) -> tuple
     values, faults, name = [], [], field.column.name
     for number, value in enumerate(column.to_pylist()):
         try:
-            values.append(None if value is None else requests.read_value(field.column, value))
+            missing = requests.is_missing(field.column, value)
+            values.append(None if missing else requests.read_value(field.column, value))
         except (ValueError, OverflowError, TypeError):
             faults.append(Fault(number, name, describe_field(field, reader.checks), quote_value(str(value))))
             if len(faults) >= FAULTS:
@@ -95,12 +103,14 @@ def _read_values(column: pa.ChunkedArray, field: Field, reader: Reader) -> tuple
     return pa.chunked_array([pa.array([] if faults else values, TYPES[field.column.type])]), faults
 
 # %% ../../nbs/serving/arrow.ipynb #46d1f08b
-def _with_nulls(column: pa.ChunkedArray, strict: bool) -> pa.ChunkedArray:
-    "A column in which NaN is null, and a blank text too where a reader is strict."
+def _with_nulls(column: pa.ChunkedArray, of: requests.Column) -> pa.ChunkedArray:
+    "A column in which NaN, a blank text and the words for a missing value are null; texts without blanks around them."
     if pa.types.is_floating(column.type):
         is_null = pc.is_nan(column)
-    elif strict and any(is_type(column.type) for is_type in _READ_AS["text"]):
+    elif of.type == "text" and any(is_type(column.type) for is_type in _READ_AS["text"]):
+        column = pc.utf8_trim(column.cast(pa.string()), PADDING)
         is_null = pc.or_(pc.equal(column, ""), pc.ascii_is_space(column))
+        is_null = pc.or_(is_null, pc.is_in(column, pa.array(of.nulls, pa.string()))) if of.nulls else is_null
     else:
         return column
     return pc.if_else(is_null, None, column) if pc.any(is_null).as_py() else column
@@ -120,7 +130,7 @@ def _typed_column(column: pa.ChunkedArray, field: Field, reader: Reader) -> tupl
         column = column.cast(column.type.value_type)
     if pa.types.is_timestamp(column.type) and column.type.tz:
         column = pc.local_timestamp(column)
-    column = _with_nulls(column, reader.strict)
+    column = _with_nulls(column, field.column)
     try:
         typed, faults = _cast(column, kind), []
     except pa.ArrowException:
