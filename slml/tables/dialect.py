@@ -6,7 +6,7 @@
 __all__ = ['ONE_COLUMN', 'BLOCK_BYTES', 'BYTE_ORDER_MARKS', 'NOT_CP1252', 'HTML', 'CONTROL', 'MAX_CONTROL', 'NUMBER', 'MOMENT',
            'NO_VALUE', 'DELIMITERS', 'HEAD_BYTES', 'HEAD_LINES', 'Row', 'MAX_CELLS', 'VALUE', 'BLANK_COST', 'MARGIN',
            'MIN_AGREEING', 'MAX_ESCAPED_LINES', 'BACKSLASHES', 'Dialect', 'detect_encoding', 'utf8_blocks',
-           'describe_other_content', 'EscapedLines', 'sniff']
+           'describe_other_content', 'header_votes', 'looks_like_header', 'EscapedLines', 'sniff']
 
 # %% ../../nbs/tables/dialect.ipynb #1e1fc4b3
 import codecs
@@ -38,6 +38,8 @@ class Dialect:
     header_text: bytes = b""  # the line of the header; the same line further down is no row
     skip_lines: int = 0  # lines at the beginning that are no rows
     comment: str = ""  # a line that begins with this is no row
+    last_line: int = 0  # the last line that is read; 0: to the end
+    null_words: tuple[str, ...] = ()  # that mean no value, in all columns
     keep_empty: bool = False  # a line of delimiters only is a row of nulls
 
     def __str__(self) -> str:
@@ -184,6 +186,7 @@ def _head_lines(head: bytes, options: ReadOptions) -> list[str]:
     "The first lines, those that are no rows made blank so that the others keep their numbers."
     text = head.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", " ")
     lines = [line + "\n" for line in text.removesuffix("\n").split("\n")[: HEAD_LINES + options.skip_lines]]
+    lines = lines[: options.last_line or None]
     skipped = [
         number < options.skip_lines or (bool(options.comment) and line.startswith(options.comment))
         for number, line in enumerate(lines)
@@ -246,8 +249,11 @@ def _has_other_delimiter(cells: Sequence[str], delimiter: str) -> bool:
     return False
 
 # %% ../../nbs/tables/dialect.ipynb #7c87081b
-def _header_votes(cells: Sequence[str], columns: Sequence[Sequence[str]]) -> tuple[list[str], list[tuple[str, int]]]:
-    "The cells that are names over values, and those that are values over values, with their column."
+def header_votes(
+    cells: Sequence[str],  # of a line
+    columns: Sequence[Sequence[str]],  # the values of each column, without nulls
+) -> tuple[list[str], list[tuple[str, int]]]:
+    "The cells that are names over numbers or times, and those that are values over values, with their column."
     names, values = [], []
     for position, (cell, below) in enumerate(zip(cells, columns, strict=True)):
         if cell.strip().lower() not in NO_VALUE and _value_share(below) >= 0.8:
@@ -289,12 +295,15 @@ VALUE = re.compile(r"\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|\d{1,4}[-/.]\d{1,
 
 def _is_header(cells: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
     "Whether a line names the columns below it."
-    names, values = _header_votes(cells, columns)
+    names, values = header_votes(cells, columns)
     if names or values:
         return bool(names) and (len(names) > 3 * len(values) or _are_numbered_names(values, columns))
-    if any(VALUE.fullmatch(cell) for cell in cells):
-        return False
-    return len(_repeated_below(cells, columns)) <= len(cells) / 2
+    return looks_like_header(cells) and len(_repeated_below(cells, columns)) <= len(cells) / 2
+
+
+def looks_like_header(cells: Sequence[str]) -> bool:
+    "Whether no cell of a line is a number or a date, as far as one can tell without the lines below it."
+    return not any(VALUE.fullmatch(cell) for cell in cells)
 
 
 def _repeated_below(cells: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
@@ -345,7 +354,7 @@ def _header_row(rows: Sequence[Row], width: int, trailing: bool, options: ReadOp
     commented = [at for at in filled if at < plain[0]]
     if commented and width > 1:
         columns = _column_cells(_body(rows, plain[0], width, trailing), width)
-        names, values = _header_votes(rows[plain[0]][1][:width], columns)
+        names, values = header_votes(rows[plain[0]][1][:width], columns)
         if not names and (values or not rows[commented[-1]][1][0].startswith("# ")):
             return commented[-1]
     return plain[0]
@@ -364,7 +373,7 @@ def _try_layout(dialect: Dialect, lines: Sequence[str], options: ReadOptions) ->
     cells = (rows[at][1] + [""] * width)[:width]
     body = _body(rows, at, width, trailing)
     columns = _column_cells(body, width) if body else [[] for _ in range(width)]
-    names, _ = _header_votes(cells, columns)
+    names, _ = header_votes(cells, columns)
     is_header = options.header != 0 and (options.header > 0 or _is_header(cells, columns))
     counted = [row for _, row in rows[at:] if not (row and row[0].startswith("#"))] or [rows[at][1]]
     agree = sum(len(row) in (width, width + trailing) for row in counted) / len(counted)
@@ -526,7 +535,8 @@ def sniff(
     return replace(
         dialect, columns=names, header=header, notes=(*notes, *header_notes), trailing=trial.trailing,
         header_text=text.rstrip("\n").encode() if is_whole else b"",
-        skip_lines=options.skip_lines, comment=options.comment, keep_empty="empty" in options.keep_lines,
+        skip_lines=options.skip_lines, last_line=options.last_line, comment=options.comment,
+        null_words=options.null_words, keep_empty="empty" in options.keep_lines,
     )  # fmt: skip
 
 # %% ../../nbs/tables/dialect.ipynb #5100a506

@@ -27,6 +27,7 @@ class ReadOptions:
     null_words: tuple[str, ...] = ()  # words that mean no value, in all columns
     header: int = -1  # line of the header, from 1; 0: there is none; -1: found
     skip_lines: int = 0  # lines at the beginning that are no rows
+    last_line: int = 0  # the last line that is read; 0: to the end
     comment: str = ""  # a line that begins with this is no row; empty: no line is a comment
     keep_lines: tuple[str, ...] = ()  # rows all the same: empty (delimiters only), repeated (the header again)
 
@@ -86,10 +87,10 @@ def _check_options(options: ReadOptions) -> None:
         raise UsageError("delimiter and escape are the same sign.", came=options.delimiter, expected="two signs")
     if options.decimal and options.decimal == options.thousands:
         raise UsageError("decimal and thousands are the same sign.", came=options.decimal, expected="two signs")
-    if options.header < -1 or options.skip_lines < 0:
+    if options.header < -1 or options.skip_lines < 0 or options.last_line < 0:
         raise UsageError(
-            f"header={options.header}, skip_lines={options.skip_lines} cannot be used.",
-            expected="the line of the header from 1, 0 where there is none, -1 to have it found; lines to skip from 0",
+            f"header={options.header}, skip_lines={options.skip_lines}, last_line={options.last_line} cannot be used.",
+            expected="the line of the header from 1, 0 where there is none, -1 to have it found; lines from 0",
         )
     if options.header > 0 and options.header <= options.skip_lines:
         raise UsageError(

@@ -134,9 +134,13 @@ class TextFile:
             for records in self._records(stream):
                 yield _to_chunk(_without_header(records, self.dialect), self.dialect, columns, self.file.name)
 
+    def _wanted_blocks(self, stream: IO[bytes]) -> Iterator[bytes]:
+        blocks = utf8_blocks(stream, self.encoding)
+        return _until_line(blocks, self.dialect.last_line) if self.dialect.last_line else blocks
+
     def _records(self, stream: IO[bytes]) -> Iterator[Records]:
         rest, line = b"", self.dialect.skip_lines + 1
-        for block in _skip_lines(utf8_blocks(stream, self.encoding), self.dialect.skip_lines):
+        for block in _skip_lines(self._wanted_blocks(stream), self.dialect.skip_lines):
             data = rest + block
             cut = data.rfind(b"\n") + 1
             if not cut and len(data) > MAX_ROW_BYTES:
@@ -159,6 +163,17 @@ def _skip_lines(blocks: Iterator[bytes], count: int) -> Iterator[bytes]:
             count -= bool(end)
         if block:
             yield block
+
+
+def _until_line(blocks: Iterator[bytes], count: int) -> Iterator[bytes]:
+    "The blocks up to the end of a line."
+    for block in blocks:
+        ends = block.count(b"\n")
+        if ends >= count:
+            yield b"\n".join([*block.split(b"\n", count)[:count], b""])
+            return
+        count -= ends
+        yield block
 
 # %% ../../nbs/tables/sources.ipynb #b33f430b
 def _open_text(file: File, columns: Sequence[str] | None, options: ReadOptions) -> TextFile:
