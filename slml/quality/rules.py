@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'stored_types', 'read_as', 'trim', 'try_strptime', 'is_there', 'check_columns', 'raw_name', 'prepare',
-           'violates', 'from_sql']
+           'violates']
 
 # %% ../../nbs/quality/rules.ipynb #e4fe8ae4
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,6 @@ from functools import reduce, singledispatch
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
-import sqlglot
-from sqlglot import expressions as sge
-from sqlglot.errors import SqlglotError
 
 from ..contract.contract import Contract
 from slml.contract.rules import (
@@ -34,6 +31,7 @@ from slml.contract.rules import (
     Unique,
 )
 from ..errors import ContractError, closest
+from .expressions import from_sql
 from ..tables.numbers import EXACT_FLOAT, NEGATIVE, PADDING, number_format
 
 # %% ../../nbs/quality/rules.ipynb #cef2abec
@@ -398,148 +396,3 @@ def _(rule: Expression, table: ir.Table) -> ir.BooleanValue:
     if not isinstance(condition, ir.BooleanValue):
         raise ContractError(f"The rule '{rule.name}' is not true or false.", came=f"{rule.sql}: {condition.type()}")
     return ~condition
-
-# %% ../../nbs/quality/rules.ipynb #2533bf4d
-def from_sql(
-    sql: str,
-    table: ir.Table,  # the columns that it may name
-    what: str,  # whose expression it is, for the message
-) -> ir.Value:
-    "An SQL expression over a table; raises ContractError where it cannot be understood."
-    try:
-        return _build(sqlglot.parse_one(sql, dialect="duckdb"), table)
-    except SqlglotError as error:
-        raise ContractError(
-            f"The {what} is not an SQL expression.", came=sql, expected=str(error).splitlines()[0]
-        ) from None
-    except (TypeError, ValueError, ibis.common.exceptions.IbisError) as error:
-        raise ContractError(
-            f"The {what} cannot be computed.",
-            came=sql,
-            expected=f"operands that fit each other ({str(error).splitlines()[0]})",
-        ) from None
-
-# %% ../../nbs/quality/rules.ipynb #c23434de
-@singledispatch
-def _build(node: sge.Expression, table: ir.Table) -> ir.Value:
-    "An Ibis expression for a piece of SQL; raises ContractError for a piece that is not known here."
-    name, pieces = type(node).__name__, list(node.args.values())
-    if type(node) in _OPERATORS:
-        return _OPERATORS[type(node)](_build(node.this, table), _build(node.expression, table))
-    if type(node) in _METHODS:
-        others = [_build(p, table) for p in pieces[1:] if isinstance(p, sge.Expression)]
-        return getattr(_build(node.this, table), _METHODS[type(node)])(*others)
-    raise ContractError(
-        f"'{node.sql()}' is not known in an expression.",
-        came=name,
-        expected="comparisons, arithmetic, AND OR NOT, IS NULL, IN, BETWEEN, LIKE, CASE, CAST, "
-        "coalesce, "
-        "abs, round, floor, ceil, sqrt, ln, exp, power, least, greatest, lower, upper, trim, length, "
-        "year, month, day, hour, minute, second, epoch",
-    )
-
-# %% ../../nbs/quality/rules.ipynb #d62a38b8
-_OPERATORS: dict[type, Callable[[ir.Value, ir.Value], ir.Value]] = {
-    sge.LT: lambda a, b: a < b, sge.LTE: lambda a, b: a <= b, sge.GT: lambda a, b: a > b, sge.GTE: lambda a, b: a >= b,
-    sge.EQ: lambda a, b: a == b, sge.NEQ: lambda a, b: a != b, sge.And: lambda a, b: a & b, sge.Or: lambda a, b: a | b,
-    sge.Add: lambda a, b: a + b, sge.Sub: lambda a, b: a - b, sge.Mul: lambda a, b: a * b,
-    sge.Div: lambda a, b: a / b.nullif(0), sge.Mod: lambda a, b: a % b, sge.Pow: lambda a, b: a**b,
-    sge.DPipe: lambda a, b: a.concat(b),
-    sge.Like: lambda a, b: a.like(_pattern(b)), sge.ILike: lambda a, b: a.ilike(_pattern(b)),
-}  # fmt: skip
-_METHODS: dict[type, str] = {
-    sge.Abs: "abs", sge.Round: "round", sge.Floor: "floor", sge.Ceil: "ceil", sge.Sqrt: "sqrt", sge.Ln: "ln",
-    sge.Exp: "exp", sge.Lower: "lower", sge.Upper: "upper", sge.Trim: "strip", sge.Length: "length",
-    sge.Year: "year", sge.Month: "month", sge.Day: "day", sge.Hour: "hour", sge.Minute: "minute", sge.Second: "second",
-    sge.TimeToUnix: "epoch_seconds",
-}  # fmt: skip
-
-
-def _pattern(value: ir.Value) -> str:
-    "The text of a literal."
-    return value.op().value
-
-# %% ../../nbs/quality/rules.ipynb #5f4a839d
-@_build.register
-def _(node: sge.Column, table: ir.Table) -> ir.Value:
-    if node.name not in table.columns:
-        names = [n for n in table.columns if not n.startswith("raw ")]
-        raise ContractError(
-            f"The expression names a column that is not there: '{node.name}'.",
-            expected=", ".join(names),
-            todo=closest(node.name, names),
-        )
-    return table[node.name]
-
-
-@_build.register
-def _(node: sge.Literal, table: ir.Table) -> ir.Value:
-    if node.is_string:
-        return ibis.literal(node.this)
-    return ibis.literal(float(node.this) if set(node.this) & set(".eE") else int(node.this))
-
-
-@_build.register
-def _(node: sge.Boolean, table: ir.Table) -> ir.Value:
-    return ibis.literal(bool(node.this))
-
-
-@_build.register
-def _(node: sge.Null, table: ir.Table) -> ir.Value:
-    return ibis.null()
-
-# %% ../../nbs/quality/rules.ipynb #78196258
-@_build.register
-def _(node: sge.Paren, table: ir.Table) -> ir.Value:
-    return _build(node.this, table)
-
-
-@_build.register
-def _(node: sge.Neg, table: ir.Table) -> ir.Value:
-    return -_build(node.this, table)
-
-
-@_build.register
-def _(node: sge.Not, table: ir.Table) -> ir.Value:
-    return ~_build(node.this, table)
-
-
-@_build.register
-def _(node: sge.Is, table: ir.Table) -> ir.Value:
-    if isinstance(node.expression, sge.Null):
-        return _build(node.this, table).isnull()
-    return _build(node.this, table).fill_null(not node.expression.this) == bool(node.expression.this)
-
-# %% ../../nbs/quality/rules.ipynb #94e900e6
-@_build.register
-def _(node: sge.In, table: ir.Table) -> ir.Value:
-    return _build(node.this, table).isin([_build(e, table) for e in node.expressions])
-
-
-@_build.register
-def _(node: sge.Between, table: ir.Table) -> ir.Value:
-    value = _build(node.this, table)
-    return (value >= _build(node.args["low"], table)) & (value <= _build(node.args["high"], table))
-
-# %% ../../nbs/quality/rules.ipynb #25c17bdf
-@_build.register
-def _(node: sge.Case, table: ir.Table) -> ir.Value:
-    subject = _build(node.this, table) if node.this else None
-    pairs = [(_build(i.this, table), _build(i.args["true"], table)) for i in node.args["ifs"]]
-    branches = [(test if subject is None else subject == test, value) for test, value in pairs]
-    default = node.args.get("default")
-    return ibis.cases(*branches, else_=_build(default, table) if default else None)
-
-
-@_build.register
-def _(node: sge.Cast, table: ir.Table) -> ir.Value:
-    dtype = ibis.backends.sql.datatypes.DuckDBType.to_ibis(node.to)
-    return _build(node.this, table).cast(dtype)
-
-
-@_build.register(sge.Coalesce)
-@_build.register(sge.Least)
-@_build.register(sge.Greatest)
-def _(node: sge.Coalesce, table: ir.Table) -> ir.Value:
-    many = {sge.Coalesce: ibis.coalesce, sge.Least: ibis.least, sge.Greatest: ibis.greatest}[type(node)]
-    return many(*(_build(e, table) for e in [node.this, *node.expressions]))
