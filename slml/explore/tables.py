@@ -18,6 +18,7 @@ from ..storage import content_hash
 from ..tables.catalog import Catalog, Snapshot
 from ..tables.engine import Engine, use_engine
 from ..tables.ingest import default_table_name, holds_exactly, ingest_files
+from ..tables.options import ReadOptions
 from ..workspace import Workspace
 
 if TYPE_CHECKING:
@@ -87,20 +88,37 @@ def ingest(
     *,
     types: Mapping[str, str] | None = None,  # column: int, float, text, bool, date, timestamp, "date %d.%m.%Y"
     columns: Sequence[str] | None = None,  # names, where text files have no header
+    delimiter: str = "",  # of text files; empty, as for all that follow: found from the file
+    quote: str = "",  # none: quotes are text
+    escape: str = "",  # before a quote inside quotes; none: it is doubled
+    decimal: str = "",  # sign before the decimals, . or comma
+    thousands: str = "",  # sign between thousands
+    encoding: str = "",  # a codec that Python knows, such as cp1252
+    null_words: Sequence[str] = (),  # words that mean no value, in all columns
+    header: int = -1,  # line of the header, from 1; 0: there is none; -1: found
+    skip_lines: int = 0,  # lines at the beginning that are no rows
+    last_line: int = 0,  # the last line that is read; 0: to the end
+    comment: str = "",  # a line that begins with this is no row
+    keep_lines: Sequence[str] = (),  # rows all the same: empty (delimiters only), repeated (the header again)
     append: bool = False,  # add to the table's rows; False: the table then holds this source and no other
     workspace: Workspace | None = None,  # by default the one of the current folder
 ) -> Snapshot:
     "Make a snapshot of files or a frame. Raises `UsageError`, `IngestError`, `StorageError`; then nothing changed."
+    options = ReadOptions(
+        delimiter, quote, escape, decimal, thousands, encoding, tuple(null_words), header, skip_lines, last_line,
+        comment, tuple(keep_lines),
+    )  # fmt: skip
     workspace = workspace or Workspace()
     if isinstance(source, str | Path):
-        return _ingest(str(source), table or default_table_name(str(source)), types, columns, append, workspace)
+        table = table or default_table_name(str(source))
+        return _ingest(str(source), table, types, columns, options, append, workspace)
     rows = arrow_table(source)
     if table:
         Catalog(workspace).table(table)  # a name that cannot be used is refused before anything is written
     with workspace.scratch() as folder:
         pq.write_table(rows, file := folder / "frame.parquet")
         table = table or f"frame_{content_hash(str(file))[:8]}"
-        return _ingest(str(file.rename(folder / f"{table}.parquet")), table, types, columns, append, workspace)
+        return _ingest(str(file.rename(folder / f"{table}.parquet")), table, types, columns, options, append, workspace)
 
 
 def _ingest(
@@ -108,13 +126,14 @@ def _ingest(
     table: str,
     types: Mapping[str, str] | None,
     columns: Sequence[str] | None,
+    options: ReadOptions,
     append: bool,
     workspace: Workspace,
 ) -> Snapshot:
     "The snapshot of files; the current one where that is what the table holds already."
     catalog = Catalog(workspace)
-    if append or not holds_exactly(catalog.table(table), source, types, columns):
-        report = ingest_files(source, table, workspace, types=types, columns=columns, append=append)
+    if append or not holds_exactly(catalog.table(table), source, types, columns, options):
+        report = ingest_files(source, table, workspace, types=types, columns=columns, options=options, append=append)
         print(report)
         return catalog.snapshot(report.snapshot)
     return catalog.snapshot(table)

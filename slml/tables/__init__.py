@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from slml.tables.engine import open_engine as open_engine
     from slml.tables.ingest import IngestReport as IngestReport
     from slml.tables.ingest import ingest_files as ingest_files
+    from slml.tables.ingest import preview_files as preview_files
+    from slml.tables.options import ReadOptions as ReadOptions
     from slml.tables.rowhash import row_hash as row_hash
 else:
     NAMES = {
@@ -27,6 +29,8 @@ else:
         "ingest_files": "ingest",
         "IngestReport": "ingest",
         "open_engine": "engine",
+        "preview_files": "ingest",
+        "ReadOptions": "options",
         "row_hash": "rowhash",
         "Snapshot": "catalog",
         "Table": "catalog",
