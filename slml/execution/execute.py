@@ -23,6 +23,7 @@ from .notebook import notebook_outcome, peak_memory
 from ..runs.cache import find_same_run, with_result_of
 from ..runs.environment import checkpoint_uri, kernel_environment, run_workspace
 from ..runs.job import Job, fingerprint, is_deferred, job
+from ..runs.processes import process_identity
 from ..runs.references import find_references, resolve_references
 from ..runs.run import Failure, Run, failure_of_other_ranks, list_runs, read_run, save_run, utc_now
 from ..runs.signals import Interruption, end_with_caller, interruptible
@@ -67,7 +68,7 @@ def begin_attempt(
         copy_file(run.executed, last)
         spent += _seconds_lost(run) if run.status == "running" else 0
     process = (
-        {"pid": os.getpid()} if run.host else {}
+        {"pid": os.getpid(), "process": process_identity(os.getpid())} if run.host else {}
     )  # a process number means something on the submitter's machine only
     run = replace(run, attempt=run.attempt + 1, spent=round(spent, 3), status="running", started=utc_now(), error=None)
     return save_run(replace(run, tracking="", **process))

@@ -115,7 +115,7 @@ class Removal:
     "All that may be removed, and what is kept although it is old."
 
     items: tuple[RemovalItem, ...]
-    spared: tuple[str, ...] = ()  # old, and needed by a registered version
+    spared: tuple[str, ...] = ()  # old, and needed by a registered version or a younger run
 
     @property
     def bytes(self) -> int:
@@ -123,7 +123,11 @@ class Removal:
         return sum(item.bytes for item in self.items)
 
     def __str__(self) -> str:
-        spared = f"; {len(self.spared)} more are old, and needed by registered versions" if self.spared else ""
+        spared = (
+            f"; {len(self.spared)} more are old, and needed by registered versions or younger runs"
+            if self.spared
+            else ""
+        )
         total = f"{len(self.items)} things, {self.bytes / 1e6:,.1f} MB{spared}"
         return "\n".join([*map(str, self.items), total])
 
@@ -182,6 +186,12 @@ def _bytes(uri: str) -> int:
         return 0
 
 # %% ../../nbs/operations/retention.ipynb #afbc62d7
+def _with_other_runs(start: Dependencies, runs: Iterable[Run], items: Iterable[RemovalItem]) -> Dependencies:
+    "The first dependencies, and the runs that are not to be removed: what these name is needed."
+    old = {item.name for item in items if item.kind == "run"}
+    return Dependencies(start.runs | {run.id for run in runs if run.id not in old}, start.snapshots)
+
+
 def plan_removal(
     keep: RetentionPolicy,
     workspace: Workspace,
@@ -192,12 +202,13 @@ def plan_removal(
     from slml.tables.catalog import Catalog
 
     now, catalog, runs = now or datetime.now(UTC), Catalog(workspace), list_runs(workspace)
-    dependencies = follow_dependencies(start or registered_dependencies(workspace), runs, catalog)
     items = [
         *old_logs(workspace, (now - keep.logs).date()),
         *old_runs((r for r in runs if r.project in ("", workspace.project)), (now - keep.runs).date()),
         *old_snapshots(catalog, keep.snapshots),
     ]
+    start = _with_other_runs(start or registered_dependencies(workspace), runs, items)
+    dependencies = follow_dependencies(start, runs, catalog)
     spared = {item.name for item in items if item.name in dependencies.runs | dependencies.snapshots}
     return Removal(tuple(i for i in items if i.name not in spared), tuple(sorted(spared)))
 
@@ -213,7 +224,8 @@ def apply_removal(
     catalog = Catalog(workspace)
     runs = list_runs(workspace)
     folders = {run.id: run.folder for run in runs}
-    dependencies = follow_dependencies(start or registered_dependencies(workspace), runs, catalog)
+    start = _with_other_runs(start or registered_dependencies(workspace), runs, removal.items)
+    dependencies = follow_dependencies(start, runs, catalog)
     items = [item for item in removal.items if item.name not in dependencies.runs | dependencies.snapshots]
     items = [item for item in items if item.kind != "run" or item.name in folders]  # the rest is gone already
     for item in items:

@@ -9,6 +9,7 @@ __all__ = ['GRACE', 'log_file', 'start_process', 'stop_process', 'complete_recor
 # %% ../../nbs/runners/local.ipynb #17306ae8
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +26,7 @@ from ..execution.warm import ForkedProcess, launch_process
 from .runner import cell_counts, prepare_runs, skipped_run
 from ..runs.environment import workspace_environment
 from ..runs.job import Job
+from ..runs.processes import terminate_process
 from ..runs.run import Failure, Reason, Run, failure_of_other_ranks, load_run, read_run, save_run
 from ..runs.tracking import Tracker
 from ..storage import copy_file, exists, read_text
@@ -97,11 +99,14 @@ def _end_message(log: Path) -> str:
 def terminate_run(
     run: Run,
 ) -> None:
-    "Ask a run of another process to end. Raises `UsageError` where it is still in that one's queue."
+    "Ask a run of another process to end. Raises `UsageError` where it is in that one's queue, or elsewhere."
     if run.status == "waiting":
         raise UsageError(f"{run.id} waits in another process.", todo=f"end that process ({run.pid}).")
-    if not run.has_ended:
-        os.kill(run.pid, signal.SIGTERM)
+    if run.has_ended:
+        return
+    if run.host != socket.gethostname():
+        raise UsageError(f"{run.id} is executed on another machine.", came=run.host, todo="cancel it there.")
+    terminate_process(run.pid, run.process)
 
 # %% ../../nbs/runners/local.ipynb #429faefe
 def cell_progress(run: Run) -> str:

@@ -171,3 +171,29 @@ def test_what_is_gone_already_is_passed_over(city: tuple[Workspace, Snapshot, di
     planned = plan_removal(KEEP, workspace, NOW)
     apply_removal(planned, workspace)
     assert runs["other"].id not in [item.name for item in apply_removal(planned, workspace).items]
+
+
+def test_what_a_younger_run_points_to_stays(city: tuple[Workspace, Snapshot, dict[str, Run]]) -> None:
+    """A cached run holds no model and no notebook of its own: both are those of the run that it is the same as."""
+    workspace, _, runs = city
+    cached = replace(new_run("train", "train.ipynb", {}, workspace), status="done", same_as=runs["other"].id)
+    save_run(replace(cached, created="2026-05-31T00:00:00+00:00"))
+    removal = plan_removal(KEEP, workspace, NOW)
+    assert runs["other"].id in removal.spared
+    apply_removal(removal, workspace)
+    assert Path(runs["other"].executed).exists()
+
+
+def test_a_record_that_calls_itself_a_path_removes_nothing_else(
+    city: tuple[Workspace, Snapshot, dict[str, Run]], tmp_path: Path
+) -> None:
+    workspace, _, runs = city
+    write_text(str(tmp_path / "victim" / "letter.txt"), "dear")
+    liars = [run(workspace, "evaluate", {}) for _ in range(4)]
+    for liar, id in zip(liars, ("../../victim", "", "/", "."), strict=True):
+        record = Path(liar.folder, "run.json")
+        record.write_text(record.read_text().replace(f'"id": "{liar.id}"', f'"id": "{id}"'))
+    apply_removal(plan_removal(KEEP, workspace, NOW), workspace)
+    assert not any(Path(liar.folder).exists() for liar in liars)
+    assert (tmp_path / "victim" / "letter.txt").exists()
+    assert Path(runs["train"].folder).exists()
