@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
+import pyarrow as pa
+
 from ..contract.contract import Contract, check_contract
-from ..errors import UsageError
+from ..errors import TrainingError, UsageError
 from .model import TrainedModel
 from ..features.encoder import Batch, Encoder
 from ..models.model import Model, build_model, save_model
@@ -32,6 +34,7 @@ from ..sampling.split import split as split_snapshot
 from ..storage import write_text
 from ..tables.catalog import Snapshot, find_snapshot
 from ..tables.engine import Engine, use_engine
+from ..tables.rowhash import ROW_HASH
 from ..training.fit import History, batch_size, fit
 from ..training.loader import Loader
 from ..workspace import Workspace
@@ -50,10 +53,40 @@ def fit_encoder(
 ) -> tuple[Encoder, Batch]:  # and the sample, encoded
     "The encoder, fitted on a sample of the training part. Raises `TrainingError` for a contract that lacks a target."
     rows = min(split.rows["train"], FIT_ROWS)
+    _check_classes(split, contract)
     with use_engine(engine) as engine:
         fitted_on = engine.read(sample(snapshot, engine, rows=rows, seed=seed, part=split.part("train")))
+        if rare := _rare_classes(split, contract, rows):
+            part = split.part("train").filter(engine.table(snapshot))
+            of_rare = part.filter(part[contract.target].cast("string").isin(rare)).order_by(ROW_HASH)
+            fitted_on = pa.concat_tables([fitted_on, engine.read(of_rare).select(fitted_on.column_names)])
     encoder = Encoder.fit(fitted_on, contract)
     return encoder, encoder(fitted_on)
+
+
+def _check_classes(split: Split, contract: Contract) -> None:
+    "Raise `TrainingError` for a class that the training part lacks and another part has."
+    counted = split.classes if split.class_column == contract.target else {}
+    if unknown := [label for label, rows in counted.items() if not rows.get("train") and any(rows.values())]:
+        parts = sorted({part for label in unknown for part, rows in counted[label].items() if rows})
+        raise TrainingError(
+            f"The training part has no row of class {', '.join(map(repr, unknown[:5]))} of '{contract.target}', "
+            f"which {' and '.join(parts)} have.",
+            expected="rows of every class to learn from",
+            came=f"{len(unknown):,} of {len(counted):,} classes in no training row",
+            todo="split by the row hash, which gives each part its share of each class, or leave these rows out.",
+        )
+
+
+def _rare_classes(
+    split: Split,
+    contract: Contract,
+    rows: int,  # of the sample
+) -> list[str]:
+    "The classes of which a sample of the training part may have no row."
+    counted = split.classes if split.class_column == contract.target and contract.task != "regression" else {}
+    share = rows / max(split.rows["train"], 1)
+    return [label for label, of in counted.items() if share < 1 and 0 < of["train"] * share < 30]
 
 
 def untrained_model(
@@ -238,7 +271,10 @@ def train(
 def _split_of(snapshot: Snapshot, split: Split | None, engine: Engine, seed: int) -> Split:
     "The split of a snapshot, made where there is none. Raises `UsageError` for one of other rows."
     if split is None:
-        return split_snapshot(snapshot, engine, seed=seed)
+        split = split_snapshot(snapshot, engine, seed=seed)
+        for note in split.notes:
+            print(note)
+        return split
     if split.snapshot != snapshot.ref:
         raise UsageError("The split is of other rows.", expected=snapshot.ref, came=split.snapshot)
     return split

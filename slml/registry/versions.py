@@ -234,6 +234,7 @@ def register(
     "Admit a bundle as a version of a model. Raises `RegistryError`, saying by how much, for one that is not admitted."
     metric = bundle.headline
     value = gate.required_metric(metrics, metric, "the model")
+    gate.check_measured(bundle.contract.task, metrics)
     data = ", ".join(sorted(set(bundle.lineage.snapshots.values())))
     candidate = Version(name, 0, bundle.uri, bundle.hash, metric, value, data)
     champion_score = cache(partial(_champion_score, bundle, data, test))
