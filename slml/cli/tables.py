@@ -85,7 +85,7 @@ def audit_command(
 
     workspace = open_workspace(on)
     with open_engine(workspace) as engine:
-        result = audit(Catalog(workspace).snapshot(table), Contract.load(contract), engine)
+        result = audit(Catalog(workspace).snapshot(table), Contract.load(contract), engine, workspace=workspace)
     show(str(result), result.to_dict(), as_json)
 
 # %% ../../nbs/cli/tables.ipynb #4dda8dad

@@ -25,6 +25,7 @@ from ..features.encoder import Encoder
 from ..models.model import Model
 from ..quality.audit import audit
 from ..quality.infer import numbers_from_text
+from ..quality.references import reference_snapshots
 from ..registry.bundle import Bundle, Lineage
 from ..registry.export import export, predict_torch, profile_of
 from ..registry.gate import MARGIN, AuditSummary
@@ -119,7 +120,8 @@ def audited_rows(
             todo="clean the raw snapshot with slml.clean, then train on the ledger that it gives.",
         )
     raw, out = (catalog.snapshot(snapshot.properties[name]) for name in ("source", "quarantine"))
-    findings = audit(snapshot, contract, engine).findings
+    references = {n: engine.table(s) for n, s in reference_snapshots(contract, {}, lambda: catalog).items()}
+    findings = audit(snapshot, contract, engine, references).findings
     broken = {finding.name: finding.count for finding in findings if finding.count}
     return AuditSummary(snapshot.ref, raw.rows, snapshot.rows, out.rows, broken)
 

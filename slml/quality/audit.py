@@ -19,8 +19,9 @@ from ..contract.contract import Contract, check_contract
 from ..contract.display import terms
 from ..contract.rules import LETTERS, ParsesAs, Rule
 from ..display import Html, bar, concat, element, table, text_table
+from .references import reference_snapshots
 from .rules import check_columns, prepare, raw_name, read_as, stored_types, violates
-from ..tables.catalog import Cleaned, Snapshot, find_snapshot
+from ..tables.catalog import Catalog, Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, use_engine
 from ..workspace import Workspace
 
@@ -154,16 +155,17 @@ def audit(
     snapshot: Snapshot | Cleaned | str,  # or a ledger of slml.clean, or the name of a table
     contract: Contract,
     engine: Engine | None = None,  # by default one is opened for this call
-    references: Mapping[str, ir.Table] = {},  # name -> table for rules of kind Equals
+    references: Mapping[str, ir.Table] = {},  # name -> table for rules of kind Equals; others are in the workspace
     *,
-    workspace: Workspace | None = None,  # whose engine is opened
+    workspace: Workspace | None = None,  # whose engine is opened, and whose tables rules look values up in
 ) -> Audit:
     "All rules over the snapshot in one query; raises ContractError where contract and table do not fit."
     snapshot = find_snapshot(snapshot, workspace)
     check_contract(contract)
     context = [n for n in (*contract.key, contract.time, contract.target) if n]
     with use_engine(engine, workspace) as engine:
-        marked = mark(snapshot, contract, engine, references)
+        snapshots = reference_snapshots(contract, references, lambda: Catalog(workspace))
+        marked = mark(snapshot, contract, engine, {**references, **{n: engine.table(s) for n, s in snapshots.items()}})
         answer = engine.read(_audit_query(marked, context)).to_pylist()[0]
     rows, counts = answer["rows"], [answer[f"count {i}"] or 0 for i in range(len(marked.rules))]
     findings = tuple(
@@ -177,7 +179,12 @@ def audit(
     )
     others = {r.name: answer[f"other {i}"] or 0 for i, r in enumerate(marked.rules) if f"other {i}" in answer}
     broken = answer["broken"] or 0
-    notes = (*extra_column_notes(marked.extra), *suspicions({f.rule: f.count for f in findings}, rows, broken, others))
+    looked_up = [f"Values were looked up in {s.ref}." for s in snapshots.values()]
+    notes = (
+        *extra_column_notes(marked.extra),
+        *looked_up,
+        *suspicions({f.rule: f.count for f in findings}, rows, broken, others),
+    )
     return Audit(snapshot.ref, contract.name, rows, rows - broken, findings, notes, snapshot.notes)
 
 

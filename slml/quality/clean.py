@@ -20,6 +20,7 @@ from ..display import Html, bar, concat, element, table, text_table
 from ..errors import ContractError, LedgerError
 from ..notes import notes_to_json
 from .audit import Marked, extra_column_notes, letter_mark, mark, note_list, suspicions
+from .references import reference_snapshots
 from .rules import raw_name
 from ..tables.catalog import CLASS_COLUMN, Catalog, Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, use_engine
@@ -89,7 +90,7 @@ def clean(
     engine: Engine | None = None,  # by default one is opened for this call
     kept: str = "",  # table for the rows that keep the contract; empty: the snapshot's table and _kept
     quarantine: str = "",  # table for those that do not; empty: the snapshot's table and _quarantine
-    references: Mapping[str, ir.Table] = {},  # name -> table for rules of kind Equals
+    references: Mapping[str, ir.Table] = {},  # name -> table for rules of kind Equals; others are in the catalog
     *,
     workspace: Workspace | None = None,  # whose catalog and engine are opened
 ) -> Ledger:
@@ -118,8 +119,11 @@ def clean(
     if contract.task in ("binary", "multiclass"):
         origin[CLASS_COLUMN] = contract.target  # which a split looks at
     origin |= {"ingest.notes": notes_to_json(snapshot.notes)}
+    snapshots = reference_snapshots(contract, references, lambda: catalog)
+    if snapshots:
+        origin |= {"references": " ".join(sorted(s.ref for s in snapshots.values()))}
     with use_engine(engine, workspace) as engine:
-        marked = mark(snapshot, contract, engine, references)
+        marked = mark(snapshot, contract, engine, {**references, **{n: engine.table(s) for n, s in snapshots.items()}})
         written = None if references else _written_before(catalog, kept, quarantine, origin)
         if written:
             return _ledger(snapshot, marked, *written, engine)
