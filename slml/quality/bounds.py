@@ -25,12 +25,12 @@ def sample_of(table: ir.Table, rows: int, columns: Sequence[Column], engine: Eng
     if rows > SAMPLE:
         hashed = engine.with_row_hash(table, table.columns)
         table = hashed.filter(hashed["row_hash"] < int(SAMPLE / rows * 2**63)).drop("row_hash")
-    return engine.read(table.select(**{c.name: read_as(table[c.name], c.type, c.format) for c in columns}))
+    return engine.read(table.select(**{c.name: read_as(table[c.name], c.type, c.format, c.nulls) for c in columns}))
 
 
 def column_floats(sample: pa.Table, name: str) -> np.ndarray:  # (rows,), float64, NaN where missing
-    "A column as floats."
-    return sample[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    "A column as floats; whole numbers beyond 2**53 are rounded."
+    return sample[name].cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 # %% ../../nbs/quality/bounds.ipynb #22a751b1
 def fences(values: np.ndarray) -> tuple[float, float] | None:

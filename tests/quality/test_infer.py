@@ -60,7 +60,11 @@ def test_texts_get_the_type_that_nearly_all_of_them_read_as(workspace: Workspace
     }), engine)  # fmt: skip
     types = {c.name: (c.type, c.format) for c in contract.columns}
     assert types["price"] == ("float", "")
-    assert said(contract, "'price'", "10 will be quarantined", "'NULL'")
+    assert contract.column("price").nulls == ("NULL",)
+    assert contract.column("price").nullable
+    assert said(contract, "'price'", "'NULL' in 10 rows", "null")
+    assert types["half"][0] == "float"
+    assert not said(contract, "quarantined")
     assert types["iso"][0] == "timestamp"
     assert types["month_first"] == ("timestamp", "%m/%d/%Y %H:%M")
     assert types["either"] == ("text", "")
