@@ -19,11 +19,32 @@ from .app import Json, On, app, frame_table, open_workspace, pairs, show
 @app.command("ingest", rich_help_panel="Tables")
 def ingest_command(
     source: Annotated[str, typer.Argument(help="A path, glob, folder or URI of the files.")],
-    table: Annotated[str, typer.Argument(help="The table to write to.")],
+    table: Annotated[str, typer.Argument(help="The table to write to; left out: after the source.")] = "",
     types: Annotated[
         list[str] | None, typer.Option("--type", help="The type of a column as column=type; the others are inferred.")
     ] = None,
     columns: Annotated[str, typer.Option(help="Column names, separated by commas, for files without a header.")] = "",
+    preview: Annotated[
+        bool,
+        typer.Option("--preview", help="Show layout, columns, first rows and notes; store nothing."),
+    ] = False,
+    delimiter: Annotated[str, typer.Option(help="One sign, or comma, semicolon, tab, pipe, space.")] = "",
+    quote: Annotated[str, typer.Option(help="The sign around text; none: quotes are text.")] = "",
+    escape: Annotated[str, typer.Option(help="The sign before a quote inside quotes; none: it is doubled.")] = "",
+    decimal: Annotated[str, typer.Option(help="The sign before decimals, . or comma.")] = "",
+    thousands: Annotated[str, typer.Option(help="The sign between thousands.")] = "",
+    encoding: Annotated[str, typer.Option(help="The encoding, such as cp1252.")] = "",
+    null_words: Annotated[
+        list[str] | None, typer.Option("--null", help="A word that means no value, in all columns.")
+    ] = None,
+    header: Annotated[int, typer.Option(help="The line of the header, from 1; 0: there is none; -1: found.")] = -1,
+    skip_lines: Annotated[int, typer.Option(min=0, help="Lines at the beginning that are no rows.")] = 0,
+    last_line: Annotated[int, typer.Option(min=0, help="The last line that is read; 0: to the end.")] = 0,
+    comment: Annotated[str, typer.Option(help="A line that begins with this is no row.")] = "",
+    keep_lines: Annotated[
+        list[str] | None,
+        typer.Option(help="Lines that are rows all the same: empty (delimiters only), repeated (the header again)."),
+    ] = None,
     duplicates: Annotated[
         str, typer.Option(help="What to do with files that are already in the table: skip or refuse.")
     ] = "skip",
@@ -37,15 +58,27 @@ def ingest_command(
 
     Example: `slml ingest 'trips/2023-*.csv' trips --type 'at=timestamp %m/%d/%Y %H:%M'`"""
     from slml.runs.parameters import split_names
-    from slml.tables.ingest import ingest_files
+    from slml.tables.ingest import ingest_files, preview_files
+    from slml.tables.options import ReadOptions
 
-    declared = pairs(types, "--type")
+    declared, names = pairs(types, "--type"), split_names(columns) or None
+    options = ReadOptions(
+        delimiter, quote, escape, decimal, thousands, encoding, tuple(null_words or ()), header, skip_lines, last_line,
+        comment, tuple(keep_lines or ()),
+    )  # fmt: skip
+    if preview:
+        outlook = preview_files(
+            source, table, open_workspace(on), types=declared, columns=names, options=options, append=append
+        )
+        show(str(outlook), outlook.to_dict(), as_json)
+        return
     report = ingest_files(
         source,
         table,
         open_workspace(on),
         types=declared,
-        columns=split_names(columns) or None,
+        columns=names,
+        options=options,
         duplicates=duplicates,
         append=append,
     )

@@ -652,6 +652,14 @@ class IngestPreview:
     first_rejects: tuple[Reject, ...]
     notes: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, object]:
+        "The same as plain data."
+        rows = [
+            {name: value if isinstance(value, int | float | None) else str(value) for name, value in row.items()}
+            for row in self.first_rows
+        ]
+        return vars(self) | {"first_rows": rows, "first_rejects": list(map(vars, self.first_rejects))}
+
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.rows:,} rows in {len(self.files)} file{'s' * (len(self.files) != 1)}"]
         lines += [f"  read as {layout}" for layout in self.layouts]
