@@ -27,7 +27,7 @@ from .bounds import column_floats, fences, sample_of
 from .leaks import find_leaks
 from .rules import is_there, read_as, stored_types
 from ..tables.catalog import Cleaned, Snapshot, find_snapshot
-from ..tables.engine import Engine, use_engine
+from ..tables.engine import Engine, read_aggregates, use_engine
 from ..tables.numbers import EXPONENT_CODE, FLOAT_SIGNS, IDENTIFIER, NULL_WORDS
 from ..tables.rowhash import ROW_HASH
 from ..tables.types import ColumnType, parse_type
@@ -110,9 +110,11 @@ def scan_columns(table: ir.Table, engine: Engine) -> tuple[int, dict[str, Column
     "The number of rows, and what is in each column."
     stored = stored_types(table.schema())
     plain = [n for n, t in stored.items() if t != "other"]
-    queries = {f"{i} {k}": v for i, n in enumerate(plain) for k, v in _column_queries(table[n], stored[n]).items()}
-    answer = engine.read(table.aggregate(rows=table.count(), **queries)).to_pylist()[0]
-    of = {n: _with_prefix(f"{i} ", answer) for i, n in enumerate(plain)}
+    queries = [{f"{i} {k}": v for k, v in _column_queries(table[n], stored[n]).items()} for i, n in enumerate(plain)]
+    answer = read_aggregates(engine, table, [{"rows": table.count()}, *queries])
+    of = {
+        n: {k.partition(" ")[2]: answer[k] or 0 for k in of_column} for n, of_column in zip(plain, queries, strict=True)
+    }
     words = {n: _null_words(table[n], engine) for n, answers in of.items() if answers.get("null words")}
     return answer["rows"], {n: _column_facts(n, stored[n], of[n], words.get(n, {})) for n in plain}
 
