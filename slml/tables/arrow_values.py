@@ -123,7 +123,7 @@ def _read_int(column: str, type: pa.DataType, arrays: Arrays) -> Reading:
 
 
 def _as_digits(column: str, count: int, example: str) -> Reading:
-    text = f"{column}: {count:,} values are beyond 64 bits (e.g. {example}); kept as text with all digits."
+    text = f"{column}: {count:,} values are beyond 9223372036854775807 (e.g. {example}); kept as text with all digits."
     note = Note(text, column, count, example, "Declare it float if it is a quantity.")
     return Reading(ColumnType(), lambda array: array.cast(pa.string()), (note,))
 
@@ -328,7 +328,9 @@ def declared_reading(
         return reading
     plain = decoded_type(type)
     if pa.types.is_duration(plain):
-        return Reading(ColumnType(), lambda array: reading.convert(array).cast(pa.string()), reading.notes, reading.misfit)
+        return Reading(
+            ColumnType(), lambda array: reading.convert(array).cast(pa.string()), reading.notes, reading.misfit
+        )
     return Reading(ColumnType(), lambda array: array.cast(pa.string()))
 
 # %% ../../nbs/tables/arrow_values.ipynb #676ee87a
