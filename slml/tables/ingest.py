@@ -30,13 +30,13 @@ from ..display import table as html_table
 from ..errors import IngestError, LedgerError, UsageError, closest
 from ..notes import Note, as_note, notes_html, notes_to_json
 from ..storage import content_hash, expand, filesystem, open_file
+from .arrow_values import column_type
 from .catalog import Catalog, Table
 from .chunks import Chunk, RowSource
 from .containers import archive_members
 from .line_notes import LineSummary, line_notes
 from .numbers import number_format
 from .options import ReadOptions, options_text
-from .parquet_source import column_type
 from .records import Reject
 from .sources import TextFile, open_source
 from .time_columns import parsing_connection
@@ -181,7 +181,7 @@ def _file_types(sources: Sequence[RowSource]) -> dict[str, ColumnType]:
     for source in sources:
         for column, declared in source.types.items():
             before = types.get(column)
-            if before is None or declared is None or before == declared:
+            if before is None or declared is None or before == declared or (before.instant and declared.instant):
                 types[column] = before or declared
             elif {before.name, declared.name} == {"int", "float"}:
                 types[column] = ColumnType("float")
@@ -526,7 +526,7 @@ def ingest_files(
     files = _find_new_files(source, workspace, target.ingested_hashes()["files"], duplicates)
     if not files.new:
         return _empty_report(target.table, files, table_types)
-    sources = _open_sources(files, columns, table_types, table, options)
+    sources = _open_sources(files, columns, table_types, table, options, types or {})
     declared = _declared_types(types or {}, sources[0].columns, table_types)
     size = 2 * sum(fs.size(path) or 0 for fs, path in map(filesystem, files.new.values()))
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=table, leave=False, delay=2)  # for long work only
@@ -550,9 +550,12 @@ def _open_sources(
     table_types: Mapping[str, ColumnType],
     table: str,
     options: ReadOptions,
+    types: Mapping[str, str],  # declared
 ) -> list[RowSource]:
     "The files of a source, which have the same columns as each other and as the table."
-    sources = [open_source(file, columns, options) for path in files.new.values() for file in archive_members(path)]
+    declared = {column: parse_type(text) for column, text in types.items()}
+    members = [file for path in files.new.values() for file in archive_members(path)]
+    sources = [open_source(file, columns, options, declared) for file in members]
     for source in sources[1:]:
         _check_same_columns(sources[0].columns, sources[0].file.name, source.columns, source.file.name)
     if table_types:

@@ -334,7 +334,7 @@ def _outcome(path: Path, table: str, workspace: Workspace, catalog: Catalog) -> 
         ("bad_csv/csv-spectrum/csvs/*", 12, 0),
         ("bad_csv/pollock/csv/*", 19, 2),
         ("bad_parquet/parquet-testing/bad_data/*.parquet", 1, 7),
-        ("bad_parquet/parquet-testing/data/**/*.parquet", 72, 3),
+        ("bad_parquet/parquet-testing/data/**/*.parquet", 70, 5),  # two have pages that do not fit their checksums
     ],
 )
 def test_bad_files(shared_data, workspace, pattern, balanced, is_refused):
