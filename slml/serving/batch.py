@@ -27,6 +27,7 @@ from ..contract.contract import Contract
 from ..display import facts_table
 from ..errors import ContractError, StorageError, TableError, closest
 from ..registry.bundle import Bundle
+from .arrow import TYPES
 from ..storage import exists, filesystem, open_atomic, remove
 from ..tables.catalog import Snapshot, Table
 from ..tables.parquet import open_parquet
@@ -97,14 +98,24 @@ def prediction_columns(
     return {"prediction": best, "probabilities": pa.ListArray.from_arrays(ends, pa.array(predicted.ravel()))}
 
 # %% ../../nbs/serving/batch.ipynb #d379e90c
+def _key_type(contract: Contract, stored: pa.Field) -> pa.DataType:
+    "The type of a key in the table of predictions: the contract's where a raw table holds it as text, wide integers."
+    if stored.name not in contract.names or pa.types.is_nested(stored.type):
+        return stored.type
+    declared = TYPES[contract.column(stored.name).type]
+    is_text = pa.types.is_string(stored.type) or pa.types.is_large_string(stored.type)
+    return declared if is_text or pa.types.is_integer(declared) or pa.types.is_string(declared) else stored.type
+
+
 def output_schema(
     bundle: Bundle,
     snapshot: Snapshot,
 ) -> pa.Schema:
     "The columns of the table of predictions. Raises `ContractError` where a key column has one of their names."
     classes = bundle.encoder.target.classes
-    types = {ROW: pa.int64(), **{f.name: f.type for f in snapshot.schema}}
-    keys = [(name, types[name]) for name in key_columns(bundle.contract, snapshot.schema)]
+    types = {ROW: pa.int64(), **{f.name: _key_type(bundle.contract, f) for f in snapshot.schema}, ROW_HASH: pa.int64()}
+    names = key_columns(bundle.contract, snapshot.schema)
+    keys = [(name, types[name]) for name in ((ROW, ROW_HASH) if ROW in names else names)]
     number = np.float64 if "double" in bundle.session.get_outputs()[0].type else np.float32
     columns = prediction_columns(np.empty((0, len(classes)) if classes else 0, number), classes)
     predicted = [
@@ -208,15 +219,33 @@ def predict_part(
     "Keys and predictions of a part, in pieces. Raises `StorageError`, `TrainingError` for a value of another kind."
     file_schema = pa.schema([field for field in schema if field.name not in ("version", "snapshot")])
     keys = [name for name in file_schema.names if name not in (ROW, "prediction", "probabilities")]
-    columns = dict.fromkeys([*keys, *(i.column for i in bundle.encoder.inputs)])
+    stored = [*keys, *(i.column for i in bundle.encoder.inputs)]
+    with open_parquet(part.groups[0][0]) as parquet:
+        columns = [name for name in dict.fromkeys(stored) if name != ROW_HASH or name in parquet.schema_arrow.names]
 
     def work(piece: tuple[int, pa.RecordBatch]) -> pa.RecordBatch:
         first, rows = piece
-        values = {ROW: pa.array(np.arange(first, first + len(rows))), **{name: rows.column(name) for name in keys}}
+        values = {ROW: pa.array(np.arange(first, first + len(rows)))}
+        values |= {name: _key_values(rows, file_schema.field(name)) for name in keys}
         values |= prediction_columns(predict_batch(bundle, rows), bundle.encoder.target.classes)
         return pa.RecordBatch.from_arrays([values[f.name].cast(f.type) for f in file_schema], schema=file_schema)
 
-    return map_in_order(work, _read_part(part, list(columns)), cores)
+    return map_in_order(work, _read_part(part, columns), cores)
+
+
+def _key_values(rows: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    "The values of a key as the type of the table of predictions; raises ContractError for one that is none."
+    if field.name not in rows.schema.names:
+        return pa.nulls(len(rows), field.type)  # the row hash of a table that was not cleaned
+    try:
+        return rows.column(field.name).cast(field.type)
+    except pa.ArrowInvalid as error:
+        raise ContractError(
+            f"The key '{field.name}' has a value that the table of predictions cannot hold.",
+            expected=str(field.type),
+            came=str(error).splitlines()[0],
+            todo="clean the table with the model's contract first, or write to a new table.",
+        ) from None
 
 # %% ../../nbs/serving/batch.ipynb #b31f9f7e
 def _ensure_part(
@@ -291,6 +320,18 @@ def _all_rows(files: Sequence[str], schema: pa.Schema, version: str, snapshot: S
         raise TableError("Rows are unaccounted for.", expected=f"{snapshot.rows:,} predictions", came=f"{count:,}")
 
 # %% ../../nbs/serving/batch.ipynb #96f04d3e
+def _like_stored(schema: pa.Schema, stored: pa.Schema) -> pa.Schema:
+    "The columns of new predictions with the key types of those that are there; one without row hashes stays so."
+    predicted = ("prediction", "probabilities")
+    return pa.schema(
+        field
+        if field.name in predicted or field.name not in stored.names
+        else stored.field(field.name).remove_metadata()
+        for field in schema
+        if field.name != ROW_HASH or field.name in stored.names
+    )
+
+
 def predict_snapshot(
     bundle: Bundle,
     version: str,  # of the bundle, such as taxi@3
@@ -304,7 +345,8 @@ def predict_snapshot(
     check_predictable(bundle, snapshot)
     schema, parts = output_schema(bundle, snapshot), f"{folder}/{snapshot.table}-{snapshot.id}-{bundle.hash[:12]}"
     if table.exists:
-        check_fits(schema, (current := table.snapshot()).schema, table.name)
+        schema = _like_stored(schema, (current := table.snapshot()).schema)
+        check_fits(schema, current.schema, table.name)
         if _has_all_predictions(current, snapshot, version):
             remove(parts)
             return PredictionResult(current, snapshot.rows, 0, 0)

@@ -241,3 +241,29 @@ def test_a_place_that_cannot_be_written(
     blocked.unlink()
     done = predict_snapshot(bundle, "fares@1", snapshot, catalog.table("said"), folder)
     assert (done.added, done.computed) == (5_000, 0)
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+@pytest.mark.parametrize("raw_first", [True, False])
+def test_a_raw_table_and_the_rows_kept_of_it_go_into_one_table(
+    bundle: Bundle, workspace: Workspace, tmp_path: Path, with_key: bool, raw_first: bool
+) -> None:
+    catalog, rows = Catalog(workspace), trips(0, 50)
+    if not with_key:
+        bundle = Bundle(bundle.uri, bundle.hash, {**bundle.files, "contract.json": keyless(CONTRACT)})
+    raw = catalog.table("raw").append(rows.set_column(0, "id", rows["id"].cast(pa.string())))
+    kept = catalog.table("kept").append(rows.slice(0, 40).append_column("row_hash", pa.array(range(40), pa.int64())))
+    table, snapshots = catalog.table("fares_predictions"), [raw, kept] if raw_first else [kept, raw]
+    for snapshot in snapshots:
+        result = predict_snapshot(bundle, "fares@1", snapshot, table, str(tmp_path / "parts"))
+        assert (result.rows, result.added) == (snapshot.rows, snapshot.rows)
+    found = rows_of(table.snapshot())
+    assert len(found) == 90
+    if with_key:
+        assert sorted(found["id"].to_pylist()) == sorted([*range(50), *range(40)])
+    else:
+        assert found["row_hash"].null_count == 50
+
+
+def keyless(contract: Contract) -> bytes:
+    return contract.replace(key=()).to_json().encode()
