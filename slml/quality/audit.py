@@ -23,6 +23,7 @@ from .references import reference_snapshots
 from .rules import check_columns, prepare, raw_name, read_as, stored_types, violates
 from ..tables.catalog import Catalog, Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, use_engine
+from ..tables.names import inner_name
 from ..workspace import Workspace
 
 # %% ../../nbs/quality/audit.ipynb #74e4fb2c
@@ -30,19 +31,19 @@ from ..workspace import Workspace
 class Marked:
     "A table with a flag for each rule; nothing has been computed yet."
 
-    table: ir.Table  # typed columns, `raw ...` columns, `broken 0`, ..., and `broken any`
+    table: ir.Table  # typed columns, and by their inner names `raw ...`, `broken 0`, ..., and `broken any`
     rules: tuple[Rule, ...]  # in the order of the flags
     stored: tuple[str, ...]  # names of the columns as stored
     extra: tuple[str, ...]  # those that the contract does not name
 
     def flag(self, number: int) -> ir.BooleanColumn:
         "Whether a row breaks the rule of this number."
-        return self.table[f"broken {number}"]
+        return self.table[inner_name(f"broken {number}")]
 
     @property
     def broken(self) -> ir.BooleanColumn:
         "Whether a row breaks any rule."
-        return self.table["broken any"]
+        return self.table[inner_name("broken any")]
 
 # %% ../../nbs/quality/audit.ipynb #739baa1f
 def any_of(
@@ -66,9 +67,11 @@ def mark(
     extra = check_columns(table.columns, contract)
     rules = contract.all_rules(stored_types(table.schema()))
     prepared = prepare(table, contract, rules, references, engine.with_row_hash)
-    flags = {f"broken {i}": violates(rule, prepared).fill_null(False) for i, rule in enumerate(rules)}
-    broken = any_of(list(flags.values()))
-    return Marked(prepared.mutate(**flags, **{"broken any": broken}), rules, tuple(table.columns), extra)
+    flags = [violates(rule, prepared).fill_null(False) for rule in rules]
+    names = [inner_name(f"broken {number}") for number in (*range(len(rules)), "any")]
+    flags.append(any_of(flags))
+    marked = prepared.mutate([flag.name(name) for flag, name in zip(flags, names, strict=True)])
+    return Marked(marked, rules, tuple(table.columns), extra)
 
 # %% ../../nbs/quality/audit.ipynb #dcb68aa4
 RULES = 150  # whose counts and examples are asked for at once
@@ -106,7 +109,7 @@ def _example_queries(marked: Marked, rules: Iterable[int], context: Sequence[str
 def _example(table: ir.Table, rule: Rule, context: Sequence[str]) -> ir.StructColumn:
     "The typed values first, because examples are ordered by them, then what is shown: the stored ones."
     names = list(dict.fromkeys([n for n in (*rule.columns, *context) if raw_name(n) in table.columns]))
-    order = {f"by {n}": table[n] for n in names[: len(rule.columns)] if n in table.columns}
+    order = {inner_name(f"by {n}"): table[n] for n in names[: len(rule.columns)] if n in table.columns}
     return ibis.struct({**order, **{n: table[raw_name(n)] for n in names}})
 
 
@@ -208,7 +211,7 @@ def audit(
 
 def _examples_frame(*examples: dict[str, Any] | None) -> pd.DataFrame:
     "The examples as stored, without repetition."
-    rows = [{k: v for k, v in e.items() if not k.startswith("by ")} for e in examples if e]
+    rows = [{k: v for k, v in e.items() if not k.startswith(inner_name("by "))} for e in examples if e]
     return pd.DataFrame(rows[:1] if rows[:1] == rows[1:] else rows, dtype=object)
 
 # %% ../../nbs/quality/audit.ipynb #be38fd18

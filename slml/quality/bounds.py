@@ -15,6 +15,7 @@ import pyarrow as pa
 from ..contract.columns import Column
 from .rules import read_as
 from ..tables.engine import Engine
+from ..tables.names import inner_name
 
 # %% ../../nbs/quality/bounds.ipynb #363968f1
 SAMPLE = 100_000  # rows
@@ -23,9 +24,10 @@ SAMPLE = 100_000  # rows
 def sample_of(table: ir.Table, rows: int, columns: Sequence[Column], engine: Engine) -> pa.Table:
     "The typed columns of at most about SAMPLE rows, the same ones whatever the layout."
     if rows > SAMPLE:
-        hashed = engine.with_row_hash(table, table.columns)
-        table = hashed.filter(hashed["row_hash"] < int(SAMPLE / rows * 2**63)).drop("row_hash")
-    return engine.read(table.select(**{c.name: read_as(table[c.name], c.type, c.format, c.nulls) for c in columns}))
+        hash_column = inner_name("row hash")
+        hashed = engine.with_row_hash(table, table.columns, hash_column)
+        table = hashed.filter(hashed[hash_column] < int(SAMPLE / rows * 2**63)).drop(hash_column)
+    return engine.read(table.select([read_as(table[c.name], c.type, c.format, c.nulls).name(c.name) for c in columns]))
 
 
 def column_floats(sample: pa.Table, name: str) -> np.ndarray:  # (rows,), float64, NaN where missing

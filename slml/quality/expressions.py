@@ -21,6 +21,7 @@ from sqlglot import expressions as sge
 from sqlglot.errors import SqlglotError
 
 from ..errors import ContractError, closest
+from ..tables.names import inner_name
 
 # %% ../../nbs/quality/expressions.ipynb #ead16c96
 _Translation = Callable[[sge.Expression, ir.Table], ir.Value]
@@ -130,7 +131,7 @@ def _compared(nodes: list[sge.Expression], table: ir.Table) -> list[ir.Value]:
 @_piece(sge.Column)
 def _(node: sge.Column, table: ir.Table) -> ir.Value:
     if node.name not in table.columns:
-        names = [n for n in table.columns if not n.startswith("raw ")]
+        names = [n for n in table.columns if not n.startswith(inner_name(""))]
         raise ContractError(
             f"The expression names a column that is not there: '{node.name}'.",
             expected=", ".join(names),

@@ -29,7 +29,6 @@ from .rules import is_there, read_as, stored_types
 from ..tables.catalog import Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, read_aggregates, use_engine
 from ..tables.numbers import EXPONENT_CODE, FLOAT_SIGNS, IDENTIFIER, NULL_WORDS
-from ..tables.rowhash import ROW_HASH
 from ..tables.types import ColumnType, parse_type
 from ..workspace import Workspace
 
@@ -355,7 +354,8 @@ def infer(
     snapshot = find_snapshot(snapshot, workspace)
     with use_engine(engine, workspace) as engine:
         table = engine.table(snapshot)
-        table = table.drop(ROW_HASH) if ROW_HASH in table.columns else table  # which cleaning adds
+        if snapshot.is_cleaned and snapshot.hash_column in table.columns:
+            table = table.drop(snapshot.hash_column)  # which cleaning has added
         rows, facts = scan_columns(table, engine)
         _check_names(snapshot, key, time)
         if target:
@@ -483,7 +483,7 @@ def _key_rule(
     if not key:
         return (), ()
     of = {c.name: c for c in columns}
-    keys = table.select(**{n: read_as(table[n], of[n].type, of[n].format, of[n].nulls) for n in key}).drop_null()
+    keys = table.select([read_as(table[n], of[n].type, of[n].format, of[n].nulls).name(n) for n in key]).drop_null()
     counted = engine.read(keys.aggregate(rows=keys.count()).cross_join(keys.distinct().count().name("keys").as_table()))
     again = counted["rows"][0].as_py() - counted["keys"][0].as_py()
     name = ", ".join(key)

@@ -32,6 +32,7 @@ from slml.contract.rules import (
 )
 from ..errors import ContractError, closest
 from .expressions import from_sql
+from ..tables.names import inner_name
 from ..tables.numbers import EXACT_FLOAT, NEGATIVE, PADDING, number_format
 
 # %% ../../nbs/quality/rules.ipynb #cef2abec
@@ -185,7 +186,7 @@ def check_columns(
 # %% ../../nbs/quality/rules.ipynb #8a834f5d
 def raw_name(column: str) -> str:
     "The name of the stored value beside the typed one."
-    return f"raw {column}"
+    return inner_name(f"raw {column}")
 
 
 def prepare(
@@ -200,7 +201,7 @@ def prepare(
     formats = {c.name: c.format for c in contract.columns}
     nulls = {c.name: c.nulls for c in contract.columns}
     formats |= {r.column: r.format for r in rules if isinstance(r, ParsesAs) and r.format}
-    stored = table.select(**{raw_name(n): table[n] for n in table.columns})
+    stored = table.select([table[n].name(raw_name(n)) for n in table.columns])
 
     def typed_column(prepared: ir.Table, name: str) -> ir.Value:
         return read_as(prepared[raw_name(name)], contract.column(name).type, formats[name], nulls[name])
@@ -208,11 +209,11 @@ def prepare(
     uniques = [r for r in rules if isinstance(r, Unique)]
     keys = {_key_column(r, c): typed_column(stored, c) for r in uniques for c in r.columns}
     ordered = _with_key_order(stored.mutate(**keys), uniques, stored.columns, hashed) if uniques else stored
-    prepared = ordered.mutate(**{c.name: typed_column(ordered, c.name) for c in contract.columns if not c.sql})
+    prepared = ordered.mutate([typed_column(ordered, c.name).name(c.name) for c in contract.columns if not c.sql])
     computed = {
         c.name: read_as(from_sql(c.sql, prepared, f"column '{c.name}'"), c.type) for c in contract.columns if c.sql
     }
-    prepared = prepared.mutate(**computed, **{raw_name(name): value for name, value in computed.items()})
+    prepared = prepared.mutate([value.name(n) for name, value in computed.items() for n in (name, raw_name(name))])
     for rule in rules:
         if isinstance(rule, Equals):
             prepared = _join_reference(prepared, rule, contract, references)
@@ -220,11 +221,15 @@ def prepare(
 
 # %% ../../nbs/quality/rules.ipynb #68f06303
 def _key_column(rule: Unique, column: str) -> str:
-    return f"key {rule.name} {column}"
+    return inner_name(f"key {rule.name} {column}")
 
 
 def _order_column(rule: Unique) -> str:
-    return f"order {rule.name}"
+    return inner_name(f"order {rule.name}")
+
+
+def _repeat_column(rule: Unique) -> str:
+    return inner_name(f"repeated {rule.name}")
 
 
 def _with_key_order(
@@ -235,7 +240,7 @@ def _with_key_order(
 ) -> ir.Table:
     "The table with the position of each row among those of the same key, from 0."
     flagged = reduce(_with_repeat_flag, uniques, stored)
-    repeated = reduce(lambda a, b: a | b, (flagged[f"repeated {r.name}"] for r in uniques))
+    repeated = reduce(lambda a, b: a | b, (flagged[_repeat_column(r)] for r in uniques))
     unrepeated = flagged.filter(~repeated).mutate(**{_order_column(r): ibis.literal(0, "int64") for r in uniques})
     repeated_rows = hashed(flagged.filter(repeated), list(raw))
     repeated_rows = repeated_rows.mutate(**{_order_column(r): _key_order(repeated_rows, r) for r in uniques})
@@ -250,7 +255,7 @@ def _with_repeat_flag(table: ir.Table, rule: Unique) -> ir.Table:
     repeated = keyed_rows.group_by(keys).aggregate(n=keyed_rows.count()).filter(lambda t: t.n > 1).drop("n")
     repeated = repeated.rename({f"{k} repeated": k for k in keys})
     joined = table.left_join(repeated, [table[k] == repeated[f"{k} repeated"] for k in keys])
-    flag = {f"repeated {rule.name}": joined[f"{keys[0]} repeated"].notnull()}
+    flag = {_repeat_column(rule): joined[f"{keys[0]} repeated"].notnull()}
     return joined.mutate(**flag).drop(*repeated.columns)
 
 
@@ -259,7 +264,7 @@ def _key_order(repeated_rows: ir.Table, rule: Unique) -> ir.Value:
     window = ibis.window(
         group_by=[repeated_rows[_key_column(rule, c)] for c in rule.columns], order_by=repeated_rows["row_hash"]
     )
-    return repeated_rows[f"repeated {rule.name}"].ifelse(ibis.row_number().over(window), 0)
+    return repeated_rows[_repeat_column(rule)].ifelse(ibis.row_number().over(window), 0)
 
 # %% ../../nbs/quality/rules.ipynb #9a688560
 def _reference(rule: Equals, references: Mapping[str, ir.Table]) -> tuple[ir.Value, ir.Value]:  # key, value
@@ -286,7 +291,7 @@ def _join_reference(seen: ir.Table, rule: Equals, contract: Contract, references
     "The table with the value that the reference gives for each row; raises ContractError."
     reference_key, value = _reference(rule, references)
     columns = {c.name: (c.type, c.format, c.nulls) for c in contract.columns}
-    key, value_name = f"key {rule.name}", f"reference {rule.name}"
+    key, value_name = inner_name(f"key {rule.name}"), inner_name(f"reference {rule.name}")
     values = references[rule.reference].select(
         **{key: read_as(reference_key, *columns[rule.on]), value_name: read_as(value, *columns[rule.column])}
     )
@@ -368,7 +373,7 @@ def _(rule: Unique, table: ir.Table) -> ir.BooleanValue:
 
 @violates.register
 def _(rule: Equals, table: ir.Table) -> ir.BooleanValue:
-    value, expected = table[rule.column], table[f"reference {rule.name}"]
+    value, expected = table[rule.column], table[inner_name(f"reference {rule.name}")]
     return value.notnull() & table[rule.on].notnull() & (expected.isnull() | (value != expected))
 
 # %% ../../nbs/quality/rules.ipynb #d10ecf1c

@@ -61,11 +61,11 @@ def _prefix_with_rows(table: ibis.Table, engine: "Engine", part: Part, rows: int
         share = min(1.0, 2 * share)
 
 # %% ../../nbs/sampling/sample.ipynb #72736878
-def _order_by_hash(table: ibis.Table, seed: int) -> ibis.Table:
+def _order_by_hash(table: ibis.Table, seed: int, hash_column: str) -> ibis.Table:
     "The rows as they lie on the circle, from the start of the seed."
-    others = sorted(name for name in table.columns if name != ROW_HASH)
+    others = sorted(name for name in table.columns if name != hash_column)
     ties = [ibis.asc(name, nulls_first=True) for name in others]
-    return table.order_by([table[ROW_HASH] < seed_start(seed), table[ROW_HASH], *ties])
+    return table.order_by([table[hash_column] < seed_start(seed), table[hash_column], *ties])
 
 # %% ../../nbs/sampling/sample.ipynb #ef78a4f6
 @overload
@@ -117,12 +117,14 @@ def sample(
     from slml.tables.catalog import find_snapshot
     from slml.tables.engine import use_engine
 
-    snapshot, part = find_snapshot(snapshot, workspace), part or Part()
+    snapshot = find_snapshot(snapshot, workspace)
+    part = (part or Part()).model_copy(update={"hash_column": snapshot.hash_column})
     with use_engine(engine, workspace) as reader:
         table = reader.table(snapshot)
-        require_column(table, ROW_HASH, snapshot)
+        require_column(table, snapshot.hash_column, snapshot)
         if rows is None:
             drawn = prefix(part, share, seed).filter(table)
         else:
-            drawn = _order_by_hash(_prefix_with_rows(table, reader, part, rows, seed), seed).limit(rows)
+            drawn = _order_by_hash(_prefix_with_rows(table, reader, part, rows, seed), seed, snapshot.hash_column)
+            drawn = drawn.limit(rows)
         return drawn if engine else reader.read(drawn).to_pandas()

@@ -68,7 +68,8 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ranges: tuple[Range, ...] = ((0, CIRCLE),)  # of row_hash
+    ranges: tuple[Range, ...] = ((0, CIRCLE),)  # of the row hash
+    hash_column: str = ROW_HASH
     time_column: str = ""  # empty: not by time
     time_low: str = ""  # ISO 8601, inclusive
     time_high: str = ""  # ISO 8601, exclusive
@@ -76,7 +77,7 @@ class Part(BaseModel):
     @property
     def columns(self) -> tuple[str, ...]:
         "The columns that decide whether a row is in the part."
-        hashed = () if self.ranges == ((0, CIRCLE),) else (ROW_HASH,)
+        hashed = () if self.ranges == ((0, CIRCLE),) else (self.hash_column,)
         return (*hashed, self.time_column) if self.time_column else hashed
 
     def filter(self, table: ibis.Table) -> ibis.Table:
@@ -121,8 +122,8 @@ def condition(
 ) -> ibis.ir.BooleanValue:  # never null for a row that has a hash and a time
     "Whether a row is in the part, as an expression for the engine."
     inside = ibis.literal(True)
-    if ROW_HASH in part.columns:
-        inside = _hash_within(table[ROW_HASH], part.ranges)
+    if part.hash_column in part.columns:
+        inside = _hash_within(table[part.hash_column], part.ranges)
     if part.time_column:
         column = table[part.time_column]
         low, high = (_time_literal(edge, column) for edge in (part.time_low, part.time_high))
@@ -135,9 +136,9 @@ def mask(
     batch: pa.RecordBatch,  # with the part's columns
 ) -> pa.BooleanArray:
     "Whether each row of a batch is in the part."
-    inside = np.full(batch.num_rows, ROW_HASH not in part.columns)
-    if ROW_HASH in part.columns:
-        hashes = batch[ROW_HASH].to_numpy(zero_copy_only=False)
+    inside = np.full(batch.num_rows, part.hash_column not in part.columns)
+    if part.hash_column in part.columns:
+        hashes = batch[part.hash_column].to_numpy(zero_copy_only=False)
         if len(part.ranges) <= 4:
             for low, high in part.ranges:
                 inside |= (hashes >= low) & (hashes <= high - 1)
@@ -219,11 +220,12 @@ def _cumulative_shares(shares: Mapping[str, float]) -> list[float]:
     return [*edges[:-1], 1.0] if edges[-1] > 1 - 1e-9 else edges
 
 # %% ../../nbs/sampling/split.ipynb #cd547bc6
-def _parts_by_hash(shares: Mapping[str, float], seed: int) -> dict[str, Part]:
+def _parts_by_hash(shares: Mapping[str, float], seed: int, hash_column: str = ROW_HASH) -> dict[str, Part]:
     "Consecutive arcs of the circle."
     edges = [int(edge * CIRCLE) for edge in _cumulative_shares(shares)]
     arcs = pairwise(edges)
-    return {name: Part(ranges=rotate([arc], seed_start(seed))) for name, arc in zip(shares, arcs, strict=True)}
+    ranges = [rotate([arc], seed_start(seed)) for arc in arcs]
+    return {n: Part(ranges=arc, hash_column=hash_column) for n, arc in zip(shares, ranges, strict=True)}
 
 # %% ../../nbs/sampling/split.ipynb #b0594a27
 def _class_limits(rows: int, shares: Mapping[str, float]) -> dict[str, tuple[int, int]]:
@@ -311,7 +313,8 @@ def _even_out_classes(
     if not uneven:
         return dict(parts)
     labels = table[column].cast("string")
-    chosen = table.select(label=labels, hash=table[ROW_HASH]).filter(lambda t: t.label.isin(list(uneven)))
+    hash_column = next(iter(parts.values())).hash_column
+    chosen = table.select(label=labels, hash=table[hash_column]).filter(lambda t: t.label.isin(list(uneven)))
     counted = engine.read(chosen.group_by("label", "hash").agg(rows=ibis._.count()).order_by("label", "hash"))
     hashes: dict[str, dict[int, int]] = {label: {} for label in uneven}
     for row in counted.to_pylist():
@@ -472,11 +475,13 @@ def split(
     snapshot = find_snapshot(snapshot, workspace)
     with use_engine(engine, workspace) as engine:
         table = engine.table(snapshot)
-        require_column(table, time or ROW_HASH, snapshot)
+        require_column(table, time or snapshot.hash_column, snapshot)
         class_column = snapshot.properties.get(CLASS_COLUMN, "") if classes is None else classes
         if class_column:
             require_column(table, class_column, snapshot)
-        parts = _parts_by_time(table, engine, shares, time) if time else _parts_by_hash(shares, seed)
+        parts = (
+            _parts_by_time(table, engine, shares, time) if time else _parts_by_hash(shares, seed, snapshot.hash_column)
+        )
         plain = parts
         if class_column and not time:
             parts = _even_out_classes(table, class_column, plain, shares, seed, engine)
@@ -501,7 +506,11 @@ def split(
 def require_column(table: ibis.Table, column: str, snapshot: "Snapshot") -> None:
     "Raise SamplingError when the table lacks the column that decides."
     if column not in table.columns:
-        todo = "clean the table first: cleaning adds it." if column == ROW_HASH else closest(column, table.columns)
+        todo = (
+            "clean the table first: cleaning adds it."
+            if column == snapshot.hash_column
+            else closest(column, table.columns)
+        )
         raise SamplingError(
             f"{snapshot.ref} has no column '{column}'.",
             expected=f"a column '{column}'",

@@ -36,6 +36,7 @@ from slml.tables.commits import (
     table_errors,
     write_rows,
 )
+from .rowhash import ROW_HASH
 from ..workspace import Workspace
 
 # %% ../../nbs/tables/catalog.ipynb #bc3a016f
@@ -56,6 +57,16 @@ class Snapshot:
     def ref(self) -> str:
         "The name under which this very version is found again."
         return f"{self.table}@{self.id}"
+
+    @property
+    def is_cleaned(self) -> bool:
+        "Whether cleaning has written it."
+        return "contract" in self.properties
+
+    @property
+    def hash_column(self) -> str:
+        "The column that holds the row hash of a cleaned table."
+        return self.properties.get("hash_column", ROW_HASH)
 
     @property
     def notes(self) -> tuple[Note, ...]:

@@ -343,9 +343,10 @@ class DuckDBEngine:
         self,
         expr: ibis.Table,  # over tables of this engine
         columns: Sequence[str],  # of the key, in order
+        name: str = ROW_HASH,  # of the column that is added
     ) -> ibis.Table:
-        "The rows with their `row_hash`, int64. Raises `TableError` for a column that is not there."
-        return expr.mutate(**{ROW_HASH: _row_hash_of(expr, columns)})
+        "The rows with their row hash, int64. Raises `TableError` for a column that is not there."
+        return expr.mutate(_row_hash_of(expr, columns).name(name))
 
     def sql(
         self,

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ..implementations import load_implementation
 from .catalog import Snapshot
+from .rowhash import ROW_HASH
 from ..workspace import Workspace
 
 # %% ../../nbs/tables/engine.ipynb #0955f6cf
@@ -50,8 +51,9 @@ class Engine(Protocol):
         self,
         expr: ibis.Table,  # over tables of this engine
         columns: Sequence[str],  # of the key, in order
+        name: str = ROW_HASH,  # of the column that is added
     ) -> ibis.Table:
-        "The rows with their `row_hash`, int64. Raises `TableError` for a column that is not there."
+        "The rows with their row hash, int64. Raises `TableError` for a column that is not there."
         ...
 
     def sql(

@@ -68,11 +68,12 @@ def in_groups(
 
 # %% ../../nbs/tables/files.ipynb #105f06b4
 def _parquet_encoding(
-    names: list[str],  # all columns
+    schema: pa.Schema,
 ) -> dict[str, object]:  # arguments of pq.ParquetWriter
     "A dictionary for every column but the row hash, which is stored as differences."
-    encoded = {ROW_HASH: "DELTA_BINARY_PACKED"} if ROW_HASH in names else {}
-    return {"use_dictionary": [n for n in names if n not in encoded], "column_encoding": encoded}
+    hashes = [f.name for f in schema if f.name.rstrip("_") == ROW_HASH and pa.types.is_int64(f.type)]
+    encoded = dict.fromkeys(hashes, "DELTA_BINARY_PACKED")
+    return {"use_dictionary": [n for n in schema.names if n not in encoded], "column_encoding": encoded}
 
 # %% ../../nbs/tables/files.ipynb #2ba67a2f
 @contextmanager
@@ -142,7 +143,7 @@ class DataFiles:
     def _open(self) -> None:
         self.paths.append(f"{self.metadata.location}/data/{self.id}-{len(self.paths):05d}.parquet")
         self._stream = self.io.new_output(self.paths[-1]).create()
-        options = _parquet_encoding(self.schema.names) | {"store_schema": False, "store_decimal_as_integer": True}
+        options = _parquet_encoding(self.schema) | {"store_schema": False, "store_decimal_as_integer": True}
         self._writer = pq.ParquetWriter(self._stream, self.schema, compression="zstd", write_page_index=True, **options)
 
     def _close(self) -> None:

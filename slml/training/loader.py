@@ -73,8 +73,8 @@ def _range_overlap(ranges: Sequence[tuple], extremes: tuple | None) -> tuple[boo
 def _block_overlap(part: Part, group: pq.RowGroupMetaData) -> tuple[bool, bool]:
     "Whether a row group can have rows of the part, and whether all of its rows are in it."
     answers = [(True, True)]
-    if ROW_HASH in part.columns:
-        answers.append(_range_overlap(part.ranges, _extremes(group, ROW_HASH)))
+    if part.hash_column in part.columns:
+        answers.append(_range_overlap(part.ranges, _extremes(group, part.hash_column)))
     if part.time_column:
         extremes = _extremes(group, part.time_column)
         read = type(extremes[0]).fromisoformat if extremes else str

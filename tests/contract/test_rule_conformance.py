@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from slml.contract import FEATURE_KINDS, RULE_KINDS, Column, Contract, NotNull
 from slml.features import encoder
 from slml.features.features import fit_features
-from slml.quality.rules import prepare, stored_types, violates
+from slml.quality.rules import prepare, raw_name, stored_types, violates
 from slml.serving import arrow, form, openapi, request
 from slml.serving.request import Reader, RequestError, Terms
 
@@ -26,7 +26,7 @@ SERVED = [case for case in CASES if case.rule.kind not in request.NOT_CHECKED]
 
 def in_row_order(table: ir.Table, columns: Sequence[str]) -> ir.Table:
     """Stands in for an engine's row hash: the first row by number is the first by content."""
-    return table.mutate(row_hash=ibis._[f"raw {ROW}"])
+    return table.mutate(row_hash=ibis._[raw_name(ROW)])
 
 
 def reader_of(case: RuleCase) -> Reader:
