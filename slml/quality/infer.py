@@ -28,7 +28,7 @@ from .leaks import find_leaks
 from .rules import is_there, read_as, stored_types
 from ..tables.catalog import Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, read_aggregates, use_engine
-from ..tables.numbers import EXPONENT_CODE, FLOAT_SIGNS, IDENTIFIER, NULL_WORDS
+from ..tables.numbers import EXACT_FLOAT, EXPONENT_CODE, FLOAT_SIGNS, IDENTIFIER, NULL_WORDS
 from ..tables.types import ColumnType, parse_type
 from ..workspace import Workspace
 
@@ -63,8 +63,8 @@ class ColumnFacts:
     longest: int  # characters
     nans: int = 0  # texts that spell NaN, in any case: null in a float
     identifier: str = ""  # a text that a number would damage, such as 00237 or 5E12
-    low: int = 0  # of whole numbers
-    high: int = 0
+    low: float = 0  # of numbers; exact where they are whole
+    high: float = 0
 
     @property
     def texts(self) -> int:
@@ -89,10 +89,9 @@ def _column_queries(column: ir.Value, stored: str) -> dict[str, ir.Value]:
     "What to ask about one column: names of questions, and the answers that one query gives."
     value = read_as(column, stored) if stored in ("text", "float") else column
     queries = {"rows": value.count(), "distinct": value.nunique()}
-    if stored == "float":
-        return {**queries, "reads int": read_as(column, "int").count()}
-    if stored == "int":
-        return {**queries, "low": column.min(), "high": column.max()}
+    if stored in ("int", "float"):
+        queries |= {"low": value.min(), "high": value.max()}
+        return queries | ({"reads int": read_as(column, "int").count()} if stored == "float" else {})
     if stored != "text":
         return queries
     queries |= {"null words": value.isin(NULL_WORDS).sum()}
@@ -148,9 +147,23 @@ _CODE = re.compile(
 )
 
 
+_SURELY_CODE = re.compile(r"(id|code|type|zone|zip|tract|flag|class|category)$", re.I)
+
+
+def _is_wide(facts: ColumnFacts) -> bool:
+    "Whether whole numbers have more digits than a float keeps."
+    return facts.stored == "int" and max(-facts.low, facts.high) > EXACT_FLOAT
+
+
 def _is_code(facts: ColumnFacts) -> bool:
-    "Whether whole numbers look like codes: few, or called so."
-    return facts.distinct <= 32 or (bool(_CODE.search(facts.name)) and facts.distinct <= 1000)
+    "Whether whole numbers look like codes: few, or called so and repeated as codes are."
+    if facts.distinct <= 32:
+        return True
+    if facts.distinct > 1000 or facts.distinct * 2 > facts.rows:
+        return False
+    counted = facts.low in (0, 1) and facts.distinct >= 0.9 * (facts.high - facts.low + 1)
+    repeated = counted and facts.distinct * 5 <= facts.rows
+    return _is_wide(facts) or bool(_SURELY_CODE.search(facts.name) or (repeated and _CODE.search(facts.name)))
 
 # %% ../../nbs/quality/infer.ipynb #542df0cf
 def infer_column(facts: ColumnFacts) -> tuple[Column, tuple[str, ...]]:
@@ -256,9 +269,18 @@ def task_of(
 ) -> tuple[str, tuple[str, ...]]:
     "The task that a target suggests, and a note; raises ContractError where target and task do not fit."
     number, classes = column.type in ("int", "float"), facts.distinct
+    if not declared and column.type == "text" and classes > 100 and classes * 10 > facts.rows:
+        raise ContractError(
+            f"The target '{column.name}' is text and has {classes:,} values in {facts.rows:,} rows.",
+            expected="a number, or classes of ten rows each and more",
+            todo=f"declare how its numbers are written when it is ingested, as in {column.name}=float 1,234.5, "
+            "or say task=multiclass.",
+        )
     task = declared or ("binary" if classes == 2 else "multiclass")
     if not declared and number and classes > 2 and (column.type == "float" or classes > 10):
-        return "regression", ()
+        few = column.type == "int" and classes <= 20
+        note = f"'{column.name}' has {classes:,} whole values, taken for a quantity; say task=multiclass if not."
+        return "regression", (note,) * few
     if column.type in ("date", "timestamp"):
         raise ContractError(
             f"The target '{column.name}' is a {column.type}; nothing here predicts that.",
@@ -276,22 +298,33 @@ def task_of(
     return task, (f"'{column.name}' has {classes:,} values, taken for classes{end}",)
 
 # %% ../../nbs/quality/infer.ipynb #b3ea7921
+_NAMED_ID = re.compile(r"((^|_)(id|uuid|guid|rowid|objectid)|[a-z]ID)$", re.I)
 _ID = re.compile(r"(^|_)(id|key|uuid|guid|index|instant|rowid|objectid)$|^unnamed|[a-z]ID$")
 
 
 def find_key(
     rows: int, columns: Sequence[Column], facts: Mapping[str, ColumnFacts], order: Sequence[str]
 ) -> tuple[str, ...]:
-    "A column that names the rows: never null, never twice, and called or counted like an id."
-    for c in columns:
-        is_unique = c.name in facts and facts[c.name].rows == facts[c.name].distinct == rows > 1
-        if (
-            is_unique
-            and c.type in ("int", "text")
-            and (_ID.search(c.name) or c.name.lower() == "id" or c.name in order)
-        ):
-            return (c.name,)
-    return ()
+    "A column that names the rows: never null, hardly ever twice, and called, counted or written like an id."
+    complete = [c for c in columns if c.type in ("int", "text") and c.name in facts and facts[c.name].rows == rows > 1]
+    unique = [c for c in complete if facts[c.name].distinct == rows]
+    nearly_unique = [c for c in complete if facts[c.name].distinct >= max(0.9 * rows, 20)]
+    passes = (
+        (unique, lambda c: _ID.search(c.name) or c.name.lower() == "id" or c.name in order),
+        (unique, lambda c: _is_long(facts[c.name])),
+        (nearly_unique, lambda c: _NAMED_ID.search(c.name) or _is_long(facts[c.name])),
+    )
+    return next(((c.name,) for candidates, is_id in passes for c in candidates if is_id(c)), ())
+
+
+def _is_long(facts: ColumnFacts) -> bool:
+    "Whether whole numbers, or texts of digits, have sixteen digits and more."
+    return _is_wide(facts) or (facts.identifier.isdigit() and len(facts.identifier) >= 16)
+
+
+def _is_identifier(facts: ColumnFacts) -> bool:
+    "Whether whole numbers name things, of which there are too many for a category."
+    return _is_wide(facts) or (bool(_NAMED_ID.search(facts.name)) and facts.distinct > 1000)
 
 
 def consecutive(sample: pa.Table, rows: int, columns: Sequence[Column]) -> list[str]:
@@ -333,6 +366,14 @@ def feature_of(column: Column, facts: ColumnFacts, rows: int) -> tuple[AnyFeatur
         return TimeParts(name), ""
     if column.type == "int" and _is_code(facts):
         return Category(name), ""
+    if column.type == "int" and _is_identifier(facts):
+        return None, (
+            f"'{name}' has {distinct:,} whole numbers in {rows:,} rows that name something and measure nothing; it is "
+            f"left out of the features. Give the contract group=('{name}',) to keep rows of one together."
+        )
+    if column.type == "int" and _CODE.search(name):
+        note = f"'{name}' is called like a code, but its {distinct:,} values are spread as a quantity's are: a number"
+        return Numeric(name), f"{note}. Use Category('{name}') if it is a code."
     if column.type != "text":
         return Numeric(name), ""
     if distinct > 1000 or distinct > 0.5 * rows:
@@ -364,18 +405,20 @@ def infer(
         types = {name: parse_type(text) for name, text in ingested.items()}
         columns, notes = _columns(table, rows, facts, target, types)
         sample = sample_of(table, rows, columns, engine)
-        key_columns = tuple(key) or find_key(rows, columns, facts, consecutive(sample, rows, columns))
+        candidates = [c for c in columns if c.name != target]
+        key_columns = tuple(key) or find_key(rows, candidates, facts, consecutive(sample, rows, candidates))
         by_name = {c.name: c for c in columns}
         task, task_notes = task_of(by_name[target], facts[target], task) if target else (task, ())
         others = [c for c in columns if c.name not in key_columns]
         codes = {c.name for c in columns if _CODE.search(c.name)}
         leaks, leak_notes = find_leaks(sample, others, target, task, codes) if target else (set(), ())
         features, omission_notes = _features(columns, facts, rows, {target, *key_columns, *leaks})
-        rules, rule_notes = _rules(sample, columns, table, engine, rows, target, key_columns)
+        rules, rule_notes = _rules(sample, columns, table, engine, rows, target, key_columns, bool(key))
     read_notes = (note for note in snapshot.notes if note.column)  # on how a column was read
     times = [c.name for c in columns if c.type in ("date", "timestamp") and c.name != target]
-    key_notes = (
-        () if key or not key_columns else (f"'{key_columns[0]}' is unique and looks like an id: taken for the key.",)
+    proposed = () if key else key_columns
+    key_notes = tuple(
+        f"'{n}' is unique and looks like an id: taken for the key." for n in proposed if facts[n].distinct == rows
     )
     return Contract(
         name=snapshot.table,
@@ -444,6 +487,12 @@ def _features(
         feature, why = feature_of(column, facts[column.name], rows)
         features += [feature] if feature else []
         notes += [why] if why else []
+    types = {c.name: c.type for c in columns}
+    if codes := [f.column for f in features if isinstance(f, Category) and types[f.column] == "int"]:
+        notes.append(
+            f"Whole numbers with few values, or called so, are taken for codes: {', '.join(codes)}. "
+            f"Use Numeric('{codes[0]}') where they are a quantity."
+        )
     of = {f.column for f in features if isinstance(f, Numeric)}
     pairs = [p for p in coordinates([c.name for c in columns]) if of.issuperset(p)]
     if len(pairs) == 2:
@@ -459,10 +508,11 @@ def _rules(
     rows: int,
     target: str,
     key: Sequence[str],
+    declared: bool,  # whether the caller names the key
 ) -> tuple[tuple[AnyRule, ...], tuple[str, ...]]:
     "Rules for the target, the key and the floats, and notes."
     rules: list[AnyRule] = [NotNull(target, reason="a row without its target teaches nothing")] if target else []
-    unique, notes = _key_rule(columns, table, engine, rows, key)
+    unique, notes = _key_rule(columns, table, engine, rows, key, declared)
     degrees = {
         n: limit for pair in coordinates([c.name for c in columns]) for n, limit in zip(pair, (90, 180), strict=True)
     }
@@ -477,7 +527,7 @@ def _rules(
 
 # %% ../../nbs/quality/infer.ipynb #c0518897
 def _key_rule(
-    columns: Sequence[Column], table: ir.Table, engine: Engine, rows: int, key: Sequence[str]
+    columns: Sequence[Column], table: ir.Table, engine: Engine, rows: int, key: Sequence[str], declared: bool
 ) -> tuple[tuple[AnyRule, ...], tuple[str, ...]]:
     "Unique for a key, unless it repeats so often that it rather names a group."
     if not key:
@@ -491,6 +541,19 @@ def _key_rule(
         return (), (
             f"The key {name} repeats in {again:,} of {rows:,} rows: it keeps rows of one key together, and no "
             "rule demands that it is unique.",
+        )
+    if (
+        again
+        and not declared
+        and engine.read(table.distinct().count().name("n").as_table())["n"][0].as_py() > rows - again
+    ):
+        counted = keys.group_by(list(key)).aggregate(times=ibis._.count()).filter(ibis._.times > 1)
+        example = engine.read(counted.order_by(list(key)).limit(1)).to_pylist()[0]
+        times = example.pop("times")
+        return (), (
+            f"'{name}' looks like an id and repeats in {again:,} of {rows:,} rows that differ otherwise, such as "
+            f"{', '.join(map(str, example.values()))} in {times} rows: taken for the key, which keeps rows of one id "
+            f"together; none is set aside. Add the rule Unique(('{name}',)) to set the repeats aside.",
         )
     note = f"The key {name} repeats in {again:,} rows; all but the first of each key will be quarantined."
     return (Unique(tuple(key), reason="it is the key"),), (note,) * bool(again)
