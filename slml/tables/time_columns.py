@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['FIRST_MICRO', 'LAST_MICRO', 'MICROS', 'UTC_MICROS', 'OFFSET', 'parsing_connection', 'values_pattern', 'parse_times',
-           'to_instants', 'read_times', 'needed_formats', 'parse_by_family']
+           'to_instants', 'read_times', 'read_days', 'Offsets', 'may_be_compact', 'needed_formats', 'parse_by_family']
 
 # %% ../../nbs/tables/time_columns.ipynb #cae42744
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 
@@ -15,7 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .times import DAY_ORDERS, FAMILIES, SHAPES, has_offset, parse_time, swap_day_and_month, time_pattern
+from .times import DAY_ORDERS, FAMILIES, SHAPES, has_format, has_offset, read_time, swap_day_and_month, time_pattern
 
 FIRST_MICRO, LAST_MICRO = -62135596800000000, 253402300799999999  # from the year 1 to the year 9999, as Python has them
 
@@ -131,7 +133,7 @@ def _parse_with_offset(values: pa.Array, formats: Sequence[str], connection: duc
 def _micros_of(text: str | None, formats: Sequence[str]) -> int | None:
     "Microseconds since 1970 of one time, for formats that DuckDB reads otherwise."
     try:
-        moment = parse_time(text or "", formats)
+        moment = read_time(text or "", formats)
     except ValueError:
         return None
     since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
@@ -168,6 +170,75 @@ def read_times(
     instants = parse_times(values, [f for f in formats if has_offset(f)], connection)
     return pc.coalesce(instants, clock).cast(UTC_MICROS)
 
+# %% ../../nbs/tables/time_columns.ipynb #5629ae6a
+def read_days(
+    values: pa.Array,  # (n,), string
+    formats: Sequence[str],  # empty: year first, as ISO 8601
+    connection: duckdb.DuckDBPyConnection,
+) -> pa.Array:  # (n,), date32; null where a value is none
+    "A column of days."
+    clock = read_times(values, formats, False, "", connection)
+    days = clock.cast(pa.date32(), safe=False)
+    return pc.if_else(pc.equal(days.cast(MICROS), clock), days, None)
+
+# %% ../../nbs/tables/time_columns.ipynb #6a86f0fe
+_ENDS_WITH_OFFSET = r"[T:][0-9]{2,6}([.,][0-9]+)?\s*(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)\s*$"
+_CUT = r":[0-9]{2}[.,][0-9]{6}0*[1-9]"  # a fraction that has more than microseconds
+
+
+@dataclass
+class Offsets:
+    "How many times of a column have an offset, and what they look like."
+
+    count: int = 0
+    example: str = ""
+    naive: str = ""  # a time without an offset
+    common: str | None = None  # the offset of all that have one; empty where they differ
+    cut: int = 0  # values with digits below the microsecond
+
+    def add(
+        self,
+        values: pa.Array,  # (n,), string
+        formats: Sequence[str],  # that were met so far
+    ) -> None:
+        "Look at the next block."
+        if any("%f" in format for format in formats):
+            self.cut += pc.sum(pc.match_substring_regex(values, _CUT)).as_py() or 0
+        self.naive = self.naive or self._first_naive(values, [f for f in formats if not has_offset(f)])
+        if not any(map(has_offset, formats)):
+            return
+        zoned = values.filter(pc.match_substring_regex(values, _ENDS_WITH_OFFSET))
+        self.count += len(zoned)
+        if len(zoned):
+            self.example = self.example or zoned[0].as_py()
+            offset = re.search(_ENDS_WITH_OFFSET, zoned[0].as_py())[2]
+            self.common = offset if self.common in (None, offset) else ""
+            self.common = self.common if pc.all(pc.ends_with(zoned, offset)).as_py() else ""
+
+    @staticmethod
+    def _first_naive(values: pa.Array, formats: Sequence[str]) -> str:
+        firsts = values.slice(0, 100).to_pylist() if formats else []
+        return next((text for text in firsts if any(has_format(text, format) for format in formats)), "")
+
+    @property
+    def zone(self) -> str:
+        "A zone to propose: the offset that all have, where it is one."
+        offset = (self.common or "").replace(":", "")
+        if offset in ("", "Z", "UTC", "+00", "+0000", "-0000"):
+            return "America/New_York"
+        return f"{offset[:3]}:{offset[3:] or '00'}"
+
+# %% ../../nbs/tables/time_columns.ipynb #c8b58fa7
+_COMPACT_RANGES = ((19_000_101, 20_991_231), (190001010000, 209912312359), (19000101000000, 20991231235959))
+
+
+def may_be_compact(
+    numbers: pa.Array,  # (n,), int64
+) -> bool:
+    "Whether whole numbers may be dates without signs between their parts."
+    low, high = pc.min_max(numbers).values()
+    return any(first <= low.as_py() and high.as_py() <= last for first, last in _COMPACT_RANGES if low.is_valid)
+
 # %% ../../nbs/tables/time_columns.ipynb #5b72c459
 def needed_formats(values: pa.Array, family: Sequence[str], connection: duckdb.DuckDBPyConnection) -> list[str]:
     "The formats of a family that these values need."
@@ -175,17 +246,10 @@ def needed_formats(values: pa.Array, family: Sequence[str], connection: duckdb.D
     needed: list[str] = []
     while len(values):
         first = values[0].as_py()
-        needed += [format for format in family if _has_format(first, format)][:1]
+        needed += [format for format in family if has_format(first, format)][:1]
         values = values.slice(1).filter(pc.is_null(parse_times(values.slice(1), needed[-1:], connection)))
     return needed
 
-
-def _has_format(text: str, format: str) -> bool:
-    "Whether one value has a format."
-    try:
-        return bool(parse_time(text, (format,)))
-    except ValueError:
-        return False
 
 # %% ../../nbs/tables/time_columns.ipynb #59131cc3
 def parse_by_family(

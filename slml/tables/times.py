@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLANKS', 'TIMES', 'CLOCK_TIMES', 'ZONED', 'FAMILIES', 'SHAPES', 'MONTHS', 'DAY_ORDERS', 'has_offset', 'find_zone',
-           'available_zones', 'split_zone', 'time_pattern', 'parse_time', 'naive_zone', 'as_declared', 'local_clock',
-           'swap_day_and_month']
+           'available_zones', 'zone_or_utc', 'split_zone', 'time_pattern', 'read_time', 'has_format', 'naive_zone',
+           'as_declared', 'local_clock', 'swap_day_and_month']
 
 # %% ../../nbs/tables/times.ipynb #f96da26a
 import re
@@ -91,6 +91,16 @@ def available_zones() -> tuple[str, ...]:
     "The names of all time zones."
     return tuple(sorted(available_timezones()))
 
+# %% ../../nbs/tables/times.ipynb #d1e1e675
+def zone_or_utc(
+    name: str,  # that a file gives
+) -> str:
+    "The zone where its name is known, else UTC."
+    try:
+        return name if find_zone(name) else "UTC"
+    except UsageError:
+        return "UTC"
+
 # %% ../../nbs/tables/times.ipynb #114e73f3
 def split_zone(
     text: str,  # of a declaration after the type's name
@@ -168,7 +178,7 @@ def _clock_of(parts: Mapping[str, str]) -> timedelta:
     return timedelta(hours=hour, minutes=minute, seconds=second, microseconds=micros)
 
 # %% ../../nbs/tables/times.ipynb #76f0e9d2
-def parse_time(
+def read_time(
     text: str,
     formats: Sequence[str] = (),  # strptime, tried in this order; empty: year first, as ISO 8601
 ) -> datetime:  # in UTC where the text has an offset, else without a zone
@@ -196,6 +206,17 @@ def _to_utc(parts: Mapping[str, str], zoned: bool) -> datetime:
         return moment
     zone = _offset_zone(parts["z"]) if "z" in parts else find_zone(parts.get("Z", "UTC"))
     return moment.replace(tzinfo=zone).astimezone(UTC)
+
+# %% ../../nbs/tables/times.ipynb #9697a525
+def has_format(
+    text: str,
+    format: str,  # strptime
+) -> bool:
+    "Whether a text is a time of this format."
+    try:
+        return bool(read_time(text, (format,)))
+    except ValueError:
+        return False
 
 # %% ../../nbs/tables/times.ipynb #cd981586
 def naive_zone(
