@@ -79,12 +79,15 @@ NO_TIME = -(2**62)  # stands for a missing moment: an int64 has no NaN
 
 def second_array(
     column: pa.ChunkedArray,  # dates or timestamps
+    zone: str = "",  # of a column of instants: where the clock hangs
 ) -> np.ndarray:  # (rows,), int64, seconds since 1970 by the local clock, NO_TIME where missing
     "A column of moments as whole seconds; raises `pa.ArrowInvalid` or a like error for what is no moment."
     if not (pa.types.is_temporal(column.type) or pa.types.is_null(column.type)):
         raise pa.ArrowInvalid(f"{column.type} is no moment")
     if pa.types.is_timestamp(column.type) and column.type.tz:
-        column = pc.local_timestamp(column)
+        column = pc.local_timestamp(column.cast(pa.timestamp("us", zone), safe=False) if zone else column)
+    elif zone and not pa.types.is_null(column.type):
+        raise pa.ArrowInvalid("a time without a zone is no instant")
     micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     present = pc.is_valid(micros).to_numpy()
     return np.where(present, np.floor_divide(pc.fill_null(micros, 0).to_numpy(), 1_000_000), NO_TIME)
@@ -123,6 +126,7 @@ class ModelInput(BaseModel, frozen=True):
     vocabulary: tuple[str, ...] = ()  # of a category
     offset: float = 0.0  # of a number: subtracted in float64
     scale: float = 1.0  # of a number: divided by in float64
+    zone: str = ""  # of instants: in which hours and weekdays are taken
 
     def __call__(
         self,
@@ -134,7 +138,7 @@ class ModelInput(BaseModel, frozen=True):
                 return code_array(column, self.vocabulary)
             if self.kind == "number":
                 return number_array(column, self.offset, self.scale)
-            return second_array(column)
+            return second_array(column, self.zone)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise TrainingError(
                 f"Column '{self.column}' cannot be read as a {self.kind}.",
@@ -165,6 +169,9 @@ def _inputs(
 
 def _fitted(contract: Contract, sample: pa.Table, column: str, kind: str, size: int) -> dict[str, Any]:
     "What an input learns from the training rows. Degrees of a distance stay degrees."
+    if kind == "timestamp":
+        declared = contract.column(column)
+        return {"zone": declared.zone or "UTC"} if declared.instant else {}
     if kind == "category":
         return {"vocabulary": vocabulary(_named_column(sample, column), size)}
     if kind != "number" or any(f.kind == "distance" and column in f.columns for f in contract.features):

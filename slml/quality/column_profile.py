@@ -21,6 +21,7 @@ from ..contract.contract import Contract
 from ..contract.features import Category
 from ..errors import ContractError
 from .bins import MOST_CATEGORIES, NumberBins, TimeBins, count_codes, number_codes, quantiles, trim_counts
+from ..tables.times import naive_zone
 
 # %% ../../nbs/quality/column_profile.ipynb #46022c35
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -109,25 +110,44 @@ def as_type(
     "The values as what the contract says that they are."
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    if pa.types.is_timestamp(values.type) and values.type.tz:
-        values = pc.local_timestamp(values)
+    if pa.types.is_timestamp(values.type) and (values.type.tz or column.instant):
+        values = _local_times(values, column)
     dtype = _ARROW.get(column.type, pa.timestamp("us"))
     if values.type == dtype:
         return values
+    if column.instant and pa.types.is_string(values.type):
+        return _parse_values(values, column, dtype)
     try:
         return values.cast(dtype, safe=not pa.types.is_timestamp(values.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return _parse_values(values, column, dtype)
 
 
+def _local_times(
+    values: pa.Array,  # timestamps; of a column of instants those without a zone are in UTC
+    column: Column,
+) -> pa.Array:  # without a zone
+    "What the clock shows in the zone of a column of instants, else in the zone that the values have."
+    if column.instant:
+        values = values if values.type.tz else pc.assume_timezone(values.cast(pa.timestamp("us"), safe=False), "UTC")
+        values = values.cast(pa.timestamp("us", tz=column.zone or "UTC"), safe=False)
+    return pc.local_timestamp(values)
+
+
 def _parse_values(values: pa.Array, column: Column, dtype: pa.DataType) -> pa.Array:
     "Values of which some do not read as the type."
     from slml.tables.time_columns import parsing_connection
+    from slml.tables.time_columns import read_times
     from slml.tables.types import parse_type, parse_values
 
     if pa.types.is_floating(values.type):  # as whole numbers
         whole_numbers = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
         return pc.if_else(whole_numbers, values, None).cast(dtype)
+    if column.type == "timestamp":
+        formats = tuple(column.format.split(" or ")) if column.format else ()
+        zone = naive_zone(formats, column.zone)
+        times = read_times(values.cast(pa.string()), formats, column.instant, zone, parsing_connection())
+        return _local_times(times, column) if column.instant else times
     try:
         declaration = parse_type(f"{column.type} {column.format}".strip())
         return parse_values(values.cast(pa.string()), declaration, parsing_connection()).cast(dtype)

@@ -33,7 +33,7 @@ def _arrow_types() -> "dict[str, pa.DataType]":
     "The Arrow type of each of the contract's types."
     import pyarrow as pa
 
-    times = {"date": pa.date32(), "timestamp": pa.timestamp("us")}
+    times = {"date": pa.date32(), "timestamp": pa.timestamp("us"), "instant": pa.timestamp("us", tz="UTC")}
     return {"int": pa.int64(), "float": pa.float64(), "text": pa.string(), "bool": pa.bool_(), **times}
 
 # %% ../../nbs/serving/log_rows.ipynb #883deb3f
@@ -47,14 +47,21 @@ def log_schema(
     types, text = _arrow_types(), pa.string()
     prediction = pa.list_(pa.float64()) if facts.get("task") in ("binary", "multiclass") else pa.float64()
     kinds = (pa.timestamp("us", "UTC"), text, pa.int64(), pa.int64(), text, prediction, pa.list_(text))
-    columns = [(name, types[kind]) for name, kind in kept_columns(facts).items()]
+    instants = {column["name"] for column in facts["columns"] if column.get("instant")}
+    kept = kept_columns(facts).items()
+    columns = [(name, types["instant" if name in instants else kind]) for name, kind in kept]
     return pa.schema([*columns, *zip(LOG_COLUMNS, kinds, strict=True)])
 
 # %% ../../nbs/serving/log_rows.ipynb #ac62c242
-def _local_time(value: object) -> object:
-    "A date or a time without its zone, as Arrow takes it; raises ValueError for any other text or a number."
+def _local_time(value: object, instant: bool = False) -> object:
+    """A date or a time without its zone, as Arrow takes it, or an instant in UTC.
+
+    Raises ValueError for any other text or a number.
+    """
     value = datetime.fromisoformat(value) if isinstance(value, str) else value
     if isinstance(value, datetime):
+        if instant:
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         return value.replace(tzinfo=None) if value.tzinfo else value
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day)
@@ -63,12 +70,17 @@ def _local_time(value: object) -> object:
     return None
 
 # %% ../../nbs/serving/log_rows.ipynb #b31d80f6
+def _is_instant(kind: "pa.DataType") -> bool:
+    "Whether a column holds instants."
+    return bool(getattr(kind, "tz", None))
+
+
 def _typed_value(value: object, kind: "pa.DataType") -> object:
     "One value in another type, or None where it cannot be converted."
     import pyarrow as pa
 
     try:
-        return pa.scalar(_local_time(value) if pa.types.is_temporal(kind) else value).cast(kind).as_py()
+        return pa.scalar(_local_time(value, _is_instant(kind)) if pa.types.is_temporal(kind) else value).cast(kind).as_py()
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return None
 
@@ -79,7 +91,9 @@ def _typed_array(values: Sequence, kind: "pa.DataType") -> "pa.Array":
 
     if not (pa.types.is_integer(kind) and any(isinstance(v, float) for v in values)):  # Arrow would take 2.5 as 2
         try:
-            return pa.array(map(_local_time, values) if pa.types.is_temporal(kind) else values, kind)
+            if pa.types.is_temporal(kind):
+                return pa.array([_local_time(value, _is_instant(kind)) for value in values], kind)
+            return pa.array(values, kind)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
             pass  # one value at least does not fit
     return pa.array([_typed_value(value, kind) for value in values], kind)

@@ -11,6 +11,7 @@ __all__ = ['HUGE', 'NO_TIME', 'UNKNOWN', 'MISSING', 'SLOT_ROWS', 'GRAPH_ROWS', '
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
+from functools import partial
 from struct import Struct
 from threading import Lock
 from typing import Any
@@ -22,6 +23,7 @@ import onnxruntime as ort
 from ..errors import RegistryError
 from ..registry.bundle import PREDICTION, TOLERANCE, Bundle, agree
 from .request import Reader, Terms
+from ..tables.times import local_clock
 
 # %% ../../nbs/serving/predictor.ipynb #1b63ee07
 class GraphInput(msgspec.Struct, frozen=True):
@@ -33,6 +35,7 @@ class GraphInput(msgspec.Struct, frozen=True):
     vocabulary: tuple[str, ...] = ()
     offset: float = 0.0  # of a number
     scale: float = 1.0
+    zone: str = ""  # of instants
 
 
 class PredictedTarget(msgspec.Struct, frozen=True):
@@ -83,10 +86,12 @@ _EPOCH = datetime(1970, 1, 1)
 
 def time_input(
     value: datetime | date | None,
+    zone: str = "",  # of an instant: where the clock hangs
 ) -> int:  # since 1970 by the local clock
     "A time as a number of the graph."
     if value is None:
         return NO_TIME
+    value = local_clock(value, zone) if zone and isinstance(value, datetime) else value
     since = (value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)) - _EPOCH
     return since.days * 86_400 + since.seconds
 
@@ -115,7 +120,7 @@ def encoders(
     types: Mapping[str, str],  # column -> type of the contract
 ) -> list[Callable[[Any], float | int]]:  # one for each input
     "The function that encodes a value, for each input."
-    encoder_of = {"number": lambda i: centred_input(i.offset, i.scale), "timestamp": lambda i: time_input}
+    encoder_of = {"number": lambda i: centred_input(i.offset, i.scale), "timestamp": lambda i: partial(time_input, zone=i.zone) if i.zone else time_input}
     encoder_of["category"] = lambda i: category_codes(i.vocabulary, types[i.column]).__getitem__
     return [encoder_of[i.kind](i) for i in encoding.inputs]
 
