@@ -136,8 +136,7 @@ def _local_times(
 
 def _parse_values(values: pa.Array, column: Column, dtype: pa.DataType) -> pa.Array:
     "Values of which some do not read as the type."
-    from slml.tables.time_columns import parsing_connection
-    from slml.tables.time_columns import read_times
+    from slml.tables.time_columns import parsing_connection, read_times
     from slml.tables.types import parse_type, parse_values
 
     if pa.types.is_floating(values.type):  # as whole numbers

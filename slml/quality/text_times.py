@@ -104,7 +104,10 @@ def text_as_time(
     text, naive = value.strip(), [f for f in formats if not has_offset(f)]
     if not instant:
         return make_timestamp(_micros(text, naive))
-    micros, naive_in = _instant_micros(text, [f for f in formats if has_offset(f)]), naive_zone(formats if format else (), zone)
+    micros, naive_in = (
+        _instant_micros(text, [f for f in formats if has_offset(f)]),
+        naive_zone(formats if format else (), zone),
+    )
     if naive_in and naive:
         micros = ibis.coalesce(micros, _micros_in_zone(_micros(text, naive), naive_in))
     return make_timestamptz(micros)

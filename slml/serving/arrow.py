@@ -9,6 +9,7 @@ __all__ = ['TYPES', 'BROKEN_ROWS', 'read_stream', 'stream', 'first_rows', 'typed
 # %% ../../nbs/serving/arrow.ipynb #845670b1
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from slml.serving.request import (
     refusal,
     rule_faults,
     unknown_field,
+    value_kind,
 )
 from ..tables.numbers import EXACT_FLOAT, INT64, PADDING
 
@@ -63,6 +65,7 @@ TYPES = {
     "bool": pa.bool_(),
     "date": pa.date32(),
     "timestamp": pa.timestamp("us"),
+    "instant": pa.timestamp("us", tz="UTC"),
 }
 _NUMBER = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
 _READ_AS = {
@@ -72,6 +75,7 @@ _READ_AS = {
     "bool": (pa.types.is_boolean,),
     "date": (pa.types.is_date, pa.types.is_timestamp),
     "timestamp": (pa.types.is_timestamp, pa.types.is_date),
+    "instant": (pa.types.is_timestamp,),
 }
 
 
@@ -81,18 +85,29 @@ def _cast(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
         raise pa.ArrowInvalid(f"{column.type} is no {kind}")
     if kind == "int" and pa.types.is_floating(column.type) and _exceeds(column, EXACT_FLOAT):
         raise pa.ArrowInvalid("floats of this size have lost digits of whole numbers")
-    return column if column.type == TYPES[kind] else column.cast(TYPES[kind])
+    if pa.types.is_timestamp(column.type) and bool(column.type.tz) != (kind == "instant"):
+        raise pa.ArrowInvalid(f"{column.type} is no {kind}")
+    nanoseconds = pa.types.is_timestamp(column.type) and column.type.unit == "ns" and kind != "date"
+    return column if column.type == TYPES[kind] else column.cast(TYPES[kind], safe=not nanoseconds)
 
 
 def _exceeds(column: pa.ChunkedArray, limit: int) -> bool:
     "Whether a column of floats has one that is further from 0."
     return bool(pc.any(pc.greater(pc.abs(column), float(limit))).as_py())
 
+
+def _undated(column: pa.ChunkedArray) -> np.ndarray:  # (rows,), bool
+    "Which days or times are outside of the years 1 to 9999."
+    days = column.cast(pa.timestamp("us") if pa.types.is_timestamp(column.type) else column.type)
+    days = pc.floor_temporal(days, unit="day").cast(pa.date32()) if pa.types.is_timestamp(days.type) else days
+    first, last = (pa.scalar(day, pa.date32()) for day in (date.min, date.max))
+    return pc.fill_null(pc.or_(pc.less(days, first), pc.greater(days, last)), False).to_numpy()
+
 # %% ../../nbs/serving/arrow.ipynb #c3a5d8e9
 def _read_values(column: pa.ChunkedArray, field: Field, reader: Reader) -> tuple[pa.ChunkedArray, list[Fault]]:
     "A column value by value."
     values, faults, name = [], [], field.column.name
-    for number, value in enumerate(column.to_pylist()):
+    for number, value in enumerate(_python_values(column)):
         try:
             missing = requests.is_missing(field.column, value)
             values.append(None if missing else requests.read_value(field.column, value))
@@ -100,7 +115,16 @@ def _read_values(column: pa.ChunkedArray, field: Field, reader: Reader) -> tuple
             faults.append(Fault(number, name, describe_field(field, reader.checks), quote_value(str(value))))
             if len(faults) >= FAULTS:
                 break
-    return pa.chunked_array([pa.array([] if faults else values, TYPES[field.column.type])]), faults
+    return pa.chunked_array([pa.array([] if faults else values, TYPES[value_kind(field.column)])]), faults
+
+
+def _python_values(column: pa.ChunkedArray) -> list:
+    "The values; a day that Python cannot name as a text."
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        texts = column.cast(pa.string()).to_pylist()
+        return [f"a time outside of the years 1 to 9999: {text}" if text else None for text in texts]
 
 # %% ../../nbs/serving/arrow.ipynb #46d1f08b
 def _with_nulls(column: pa.ChunkedArray, of: requests.Column) -> pa.ChunkedArray:
@@ -125,16 +149,18 @@ def first_rows(
 # %% ../../nbs/serving/arrow.ipynb #d5f0378c
 def _typed_column(column: pa.ChunkedArray, field: Field, reader: Reader) -> tuple[pa.ChunkedArray, list[Fault]]:
     "One column in its type, and what is wrong with it."
-    kind = field.column.type
+    kind = value_kind(field.column)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_timestamp(column.type) and column.type.tz:
-        column = pc.local_timestamp(column)
     column = _with_nulls(column, field.column)
     try:
         typed, faults = _cast(column, kind), []
     except pa.ArrowException:
         typed, faults = _read_values(column, field, reader)
+    if not faults and pa.types.is_temporal(typed.type):
+        texts = typed.cast(pa.string())
+        numbers, expected = first_rows(_undated(typed)), describe_field(field, reader.checks)
+        faults = [Fault(n, field.column.name, expected, quote_value(texts[n].as_py())) for n in numbers]
     if not faults and not field.nullable:
         expected = describe_field(field, reader.checks)
         faults = [Fault(n, field.column.name, expected, "null") for n in first_rows(typed.is_null().to_numpy())]
@@ -216,6 +242,8 @@ def _inside_box(rule: dict, kind: str, latitude: pa.ChunkedArray, longitude: pa.
 
 
 def _ordered(rule: dict, kind: str, low: pa.ChunkedArray, high: pa.ChunkedArray) -> np.ndarray:
+    if low.type != high.type and pa.types.is_temporal(low.type):  # a day is its first moment, an instant in UTC
+        low, high = low.cast(pa.timestamp("us")), high.cast(pa.timestamp("us"))
     return _true_rows(pc.greater(low, high))
 
 
@@ -253,7 +281,7 @@ def check_table(
     table, faults = typed_columns(body, reader)
     if faults:
         raise refusal(sorted(faults, key=lambda fault: fault.row))
-    kinds = {field.column.name: field.column.type for field in reader.fields}
+    kinds = {field.column.name: value_kind(field.column) for field in reader.fields}
     for check in reader.checks:
         if set(check.columns) <= set(table.column_names):
             for number in first_rows(broken_rows(check, table, kinds[check.column])):

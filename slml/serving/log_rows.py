@@ -80,7 +80,9 @@ def _typed_value(value: object, kind: "pa.DataType") -> object:
     import pyarrow as pa
 
     try:
-        return pa.scalar(_local_time(value, _is_instant(kind)) if pa.types.is_temporal(kind) else value).cast(kind).as_py()
+        return (
+            pa.scalar(_local_time(value, _is_instant(kind)) if pa.types.is_temporal(kind) else value).cast(kind).as_py()
+        )
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return None
 

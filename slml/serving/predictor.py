@@ -120,7 +120,10 @@ def encoders(
     types: Mapping[str, str],  # column -> type of the contract
 ) -> list[Callable[[Any], float | int]]:  # one for each input
     "The function that encodes a value, for each input."
-    encoder_of = {"number": lambda i: centred_input(i.offset, i.scale), "timestamp": lambda i: partial(time_input, zone=i.zone) if i.zone else time_input}
+    encoder_of = {
+        "number": lambda i: centred_input(i.offset, i.scale),
+        "timestamp": lambda i: partial(time_input, zone=i.zone) if i.zone else time_input,
+    }
     encoder_of["category"] = lambda i: category_codes(i.vocabulary, types[i.column]).__getitem__
     return [encoder_of[i.kind](i) for i in encoding.inputs]
 

@@ -18,7 +18,16 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .times import DAY_ORDERS, FAMILIES, SHAPES, has_format, has_offset, read_time, swap_day_and_month, time_pattern
+from slml.tables.times import (
+    DAY_ORDERS,
+    FAMILIES,
+    SHAPES,
+    has_format,
+    has_offset,
+    read_time,
+    swap_day_and_month,
+    time_pattern,
+)
 
 FIRST_MICRO, LAST_MICRO = -62135596800000000, 253402300799999999  # from the year 1 to the year 9999, as Python has them
 
@@ -250,7 +259,6 @@ def needed_formats(values: pa.Array, family: Sequence[str], connection: duckdb.D
         needed += [format for format in family if has_format(first, format)][:1]
         values = values.slice(1).filter(pc.is_null(parse_times(values.slice(1), needed[-1:], connection)))
     return needed
-
 
 # %% ../../nbs/tables/time_columns.ipynb #59131cc3
 def parse_by_family(

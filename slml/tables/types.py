@@ -16,10 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import UsageError, closest
+from ..notes import Note
 from .number_finder import NumberFinder, first_identifier, parse_numbers
 from .numbers import NULL_WORDS, number_format
-from .time_columns import parse_by_family, parse_times, parsing_connection
-from .times import DAY_ORDERS, FAMILIES, has_offset, split_zone
+from slml.tables.time_columns import (
+    UTC_MICROS,
+    Offsets,
+    may_be_compact,
+    parse_by_family,
+    parsing_connection,
+    read_days,
+    read_times,
+)
+from .times import DAY_ORDERS, FAMILIES, has_offset, naive_zone, split_zone
 
 # %% ../../nbs/tables/types.ipynb #a7b65c53
 ARROW = {
@@ -46,7 +55,7 @@ class ColumnType:
 
     @property
     def arrow(self) -> pa.DataType:
-        return ARROW[self.name]
+        return UTC_MICROS if self.instant else ARROW[self.name]
 
     @property
     def unit(self) -> str:
@@ -102,9 +111,10 @@ def parse_values(
 ) -> pa.Array:  # (n,), type.arrow; null where the value is null or does not parse
     "Text as what it stands for."
     values = drop_null_words(values, type)
-    if type.name in ("date", "timestamp"):
-        moments = parse_times(values, type.formats or FAMILIES["year first"], connection)
-        return moments.cast(pa.date32(), safe=False) if type.name == "date" else moments
+    if type.name == "timestamp":
+        return read_times(values, type.formats, type.instant, naive_zone(type.formats, type.zone), connection)
+    if type.name == "date":
+        return read_days(values, type.formats, connection)
     if type.name in NUMBERS:
         return parse_numbers(values, type.name, type.formats)
     return _parse_bools(values) if type.name == "bool" else values
@@ -135,6 +145,7 @@ class TypeFinder:
         self.numbers = NumberFinder()
         self.alive = {candidate: Misses() for candidate in ("int", "float", "bool", *FAMILIES, "written")}
         self.formats: dict[str, list[str]] = {family: [] for family in FAMILIES}  # that were met
+        self.offsets = Offsets()
 
     def add(
         self,
@@ -149,6 +160,7 @@ class TypeFinder:
         self.values += len(present)
         if not len(present):
             return
+        self.offsets.add(present, [format for formats in self.formats.values() for format in formats])
         for candidate, misses in self.alive.items():
             misses.add(present, missed[candidate])
         if set(DAY_ORDERS) <= missed.keys():
@@ -174,7 +186,11 @@ class TypeFinder:
                 self.numbers.add_plain(present, kind)
                 fits = pa.repeat(pa.scalar(False), len(present))
                 missed = dict.fromkeys(self.alive, pa.repeat(pa.scalar(True), len(present)))
-                return missed | {c: fits for c in (kind, "float", "written") if c in self.alive}
+                missed |= {c: fits for c in (kind, "float", "written") if c in self.alive}
+                if kind == "int" and "compact" in missed and may_be_compact(parsed):
+                    compact = {"compact": self.formats["compact"]}
+                    missed["compact"] = pc.is_null(parse_by_family(present, compact, self.connection)["compact"])
+                return missed
         return {}
 
     def _try(self, present: pa.Array) -> dict[str, pa.Array]:
@@ -244,7 +260,11 @@ def _find_type(finder: TypeFinder, decimal: str) -> tuple[ColumnType, str]:
         return _written_type(finder, decimal)
     if not fits:
         return ColumnType(), _near_miss_note(finder)
-    return _describe_type(finder, fits[0])
+    family = "compact" if "compact" in fits else fits[0]
+    type, note = _describe_type(finder, family)
+    if type.instant and not all(map(has_offset, type.formats)):
+        return ColumnType(), _mixed_offsets_note(finder, family)
+    return type, note
 
 # %% ../../nbs/tables/types.ipynb #b8980e75
 def _written_type(finder: TypeFinder, decimal: str) -> tuple[ColumnType, str]:
@@ -279,13 +299,45 @@ def _describe_type(finder: TypeFinder, candidate: str) -> tuple[ColumnType, str]
     if candidate not in FAMILIES:
         return ColumnType(candidate), ""
     formats = tuple(finder.formats[candidate])
-    name = "timestamp" if any("%H" in f or "%I" in f for f in formats) else "date"
-    zoned = any("%z" in f or f.endswith(("UTC", "Z")) for f in formats)
-    notes = ["times are kept in UTC, without a zone."] * zoned
-    if candidate in DAY_ORDERS:
-        written = " or ".join(formats)
-        notes.append(f"read {candidate} ({written}), the only order that fits all {finder.values:,} values.")
-    return ColumnType(name, formats), " ".join(notes)
+    type = ColumnType("timestamp" if any("%H" in f or "%I" in f for f in formats) else "date", formats)
+    return type, _reading_note(finder, candidate, type)
+
+
+def _reading_note(finder: TypeFinder, candidate: str, type: ColumnType) -> str:
+    "How the times of a column are read, where more than one way was possible."
+    written, texts, todo = " or ".join(type.formats), [], ""
+    if candidate in (*DAY_ORDERS, "short year first"):
+        texts.append(f"read {candidate} ({written}), the only order that fits all {finder.values:,} values.")
+    if any("%y" in format for format in type.formats):
+        texts.append("years of two digits are read as 1969 to 2068.")
+    if candidate in ("month only", "week"):
+        texts.append(f"each {candidate.removesuffix(' only')} is read as a day ({written}); declare it text otherwise.")
+    if candidate == "compact":
+        texts.append(f"all {finder.values:,} values are dates without signs between their parts, read as {written}.")
+        todo = "Declare it int if these are numbers."
+    if type.instant:
+        texts.append("read as instants, stored in UTC; hours and weekdays are taken in UTC.")
+        todo = f"Declare '{replace(type, zone=finder.offsets.zone)}' to take them in another zone."
+    if finder.offsets.cut:
+        texts.append(f"digits below the microsecond were cut off in {finder.offsets.cut:,} values.")
+    return Note(" ".join(texts), finder.name, finder.values, finder.offsets.example, todo) if texts else ""
+
+
+def _mixed_offsets_note(finder: TypeFinder, candidate: str) -> str:
+    "The note of a column in which some times have an offset and some have none."
+    offsets = finder.offsets
+    declare = ColumnType(
+        "timestamp", () if candidate == "year first" else tuple(finder.formats[candidate]), offsets.zone
+    )
+    naive = finder.values - finder.alive[candidate].count - offsets.count
+    return Note(
+        f"mixed times: {offsets.count:,} values have an offset (e.g. '{offsets.example}') and {naive:,} have none "
+        f"(e.g. '{offsets.naive}'); none was guessed, kept as text.",
+        finder.name,
+        naive,
+        offsets.naive,
+        f"Declare '{declare}' with the zone in which those without an offset were written.",
+    )
 
 # %% ../../nbs/tables/types.ipynb #d6d8c661
 def _ambiguity_note(finder: TypeFinder) -> str:
