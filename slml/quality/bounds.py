@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..contract.columns import Column
-from .rules import read_as
+from .rules import read_column
 from ..tables.engine import Engine
 from ..tables.names import inner_name
 
@@ -27,7 +27,7 @@ def sample_of(table: ir.Table, rows: int, columns: Sequence[Column], engine: Eng
         hash_column = inner_name("row hash")
         hashed = engine.with_row_hash(table, table.columns, hash_column)
         table = hashed.filter(hashed[hash_column] < int(SAMPLE / rows * 2**63)).drop(hash_column)
-    return engine.read(table.select([read_as(table[c.name], c.type, c.format, c.nulls).name(c.name) for c in columns]))
+    return engine.read(table.select([read_column(table[c.name], c).name(c.name) for c in columns]))
 
 
 def column_floats(sample: pa.Table, name: str) -> np.ndarray:  # (rows,), float64, NaN where missing

@@ -25,7 +25,7 @@ from ..contract.rules import AnyRule, Between, NotNull, Unique
 from ..errors import ContractError, closest
 from .bounds import column_floats, fences, sample_of
 from .leaks import find_leaks
-from .rules import is_there, read_as, stored_types
+from .rules import is_there, read_as, read_column, stored_types
 from ..tables.catalog import Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, read_aggregates, use_engine
 from ..tables.numbers import EXACT_FLOAT, EXPONENT_CODE, FLOAT_SIGNS, IDENTIFIER, NULL_WORDS
@@ -533,7 +533,7 @@ def _key_rule(
     if not key:
         return (), ()
     of = {c.name: c for c in columns}
-    keys = table.select([read_as(table[n], of[n].type, of[n].format, of[n].nulls).name(n) for n in key]).drop_null()
+    keys = table.select([read_column(table[n], of[n]).name(n) for n in key]).drop_null()
     counted = engine.read(keys.aggregate(rows=keys.count()).cross_join(keys.distinct().count().name("keys").as_table()))
     again = counted["rows"][0].as_py() - counted["keys"][0].as_py()
     name = ", ".join(key)

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from ..errors import IngestError
 from ..notes import Note
 from .containers import FILE_ERRORS
+from .times import zone_or_utc
 from .types import ColumnType
 
 # %% ../../nbs/tables/arrow_values.ipynb #d731d7c7
@@ -49,7 +50,7 @@ def column_type(type: pa.DataType) -> ColumnType | None:
     if t.is_null(type):
         return None
     if t.is_timestamp(type) and type.tz:
-        return ColumnType("timestamp", zone=type.tz if type.tz[0].isalpha() else "UTC")
+        return ColumnType("timestamp", zone=zone_or_utc(type.tz))
     if t.is_floating(type) or t.is_decimal(type) or t.is_duration(type):
         return ColumnType("float")
     kinds = {"int": t.is_integer, "bool": t.is_boolean, "date": t.is_date, "timestamp": t.is_timestamp}
@@ -183,7 +184,8 @@ def _read_timestamp(column: str, type: pa.DataType, arrays: Arrays) -> Reading:
             text = f"{column}: {finer[0]:,} times have nanoseconds, which are cut (e.g. {finer[1]})."
             notes.append(Note(text, column, finer[0], str(finer[1])))
     if type.tz:
-        notes.append(Note(f"{column}: times are kept in UTC.", column))
+        text = f"{column}: read as instants, stored in UTC; hours and weekdays are taken in {kind.zone}."
+        notes.append(Note(text, column, todo="Name another zone in the contract to take them there."))
     return Reading(kind, partial(_to_timestamps, target=kind.arrow), tuple(notes), OUT_OF_RANGE)
 
 # %% ../../nbs/tables/arrow_values.ipynb #973ccbc8

@@ -163,6 +163,7 @@ def _open_backend(memory: str, cores: int) -> ibis.BaseBackend:
             todo="correct the settings `memory` and `cores`.",
         ) from error
     backend.con.execute("SET enable_progress_bar = false")
+    backend.con.execute("SET GLOBAL TimeZone = 'UTC'")  # in which an instant is shown and cut; never the machine's
     _register_row_hash(backend.con)
     return backend
 

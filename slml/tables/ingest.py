@@ -204,8 +204,8 @@ def _table_types(table: Table) -> dict[str, ColumnType]:
         remembered |= json.loads(snapshot.properties.get("ingest.types", "{}"))
     types = {}
     for column in table.snapshot().schema:
-        name, before = column_type(column.type).name, parse_type(remembered.get(column.name, "text"))
-        types[column.name] = before if before.name == name else ColumnType(name)
+        stored, before = column_type(column.type), parse_type(remembered.get(column.name, "text"))
+        types[column.name] = before if before.arrow == stored.arrow else stored
     return types
 
 # %% ../../nbs/tables/ingest.ipynb #9da7c264
@@ -221,7 +221,7 @@ def _declared_types(
                 expected=f"one of {', '.join(columns)}",
                 todo=closest(column, columns) or "declare columns of the source.",
             )
-        if column in table_types and table_types[column].name != type.name:
+        if column in table_types and table_types[column].arrow != type.arrow:
             raise UsageError(
                 f"The column '{column}' cannot become {type.name}.",
                 expected=f"{table_types[column].name}, as in the table",
@@ -297,7 +297,25 @@ def _decide_type(plan: IngestPlan, finder: TypeFinder, table_type: ColumnType | 
     elif table_type and type.name not in ("date", "timestamp"):
         type, note = table_type, f"read as before, as {table_type}."
     plan.notes += [as_note(note, finder.name)] * bool(note)
-    return replace(type, name=table_type.name) if table_type else type
+    if not table_type:
+        return type
+    if type.instant != table_type.instant and table_type.name == "timestamp":
+        raise _other_clock_error(finder.name, table_type, type)
+    return replace(type, name=table_type.name, zone=table_type.zone)
+
+
+def _other_clock_error(column: str, table_type: ColumnType, type: ColumnType) -> IngestError:
+    "The error for instants in a column of a wall clock, or the other way round."
+    words = {True: "instants, with an offset", False: "times of a wall clock, without an offset"}
+    declared = replace(type, zone=table_type.zone or "UTC", formats=())
+    return IngestError(
+        f"The times of the column '{column}' do not fit the table; nothing was stored.",
+        expected=f"{words[table_type.instant]}, as in the table",
+        came=f"{words[type.instant]} ({type})",
+        todo=f"declare '{declared}' where they are of that zone, or ingest into a new table."
+        if table_type.instant
+        else "ingest into a new table.",
+    )
 
 # %% ../../nbs/tables/ingest.ipynb #862310e4
 def _declared_decimal(options: ReadOptions) -> str:
