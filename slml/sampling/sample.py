@@ -30,7 +30,8 @@ def prefix(
 ) -> Part:
     "The beginning of a part, seen from the start of a seed."
     positions = rotate(part.ranges, -seed_start(seed))
-    width = math.ceil(share * sum(high - low for low, high in positions))
+    total = sum(high - low for low, high in positions)
+    width = total if share >= 1 else math.ceil(share * total)  # the product is a float and may lack the last hash
     ranges: list[Range] = []
     for low, high in positions:
         ranges += [(low, min(high, low + width))] if width > 0 else []

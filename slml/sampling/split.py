@@ -380,7 +380,8 @@ def _class_notes(
     if len(notes) > 10:
         notes = [*notes[:10], f"{len(notes) - 10:,} more classes of '{column}' have few rows in a part."]
     if moved:
-        notes.append(f"{moved:,} row hashes of rare classes changed parts, so that each part has its share of them.")
+        hashes = "row hash" if moved == 1 else "row hashes"
+        notes.append(f"{moved:,} {hashes} of rare classes changed parts, so that each part has its share of them.")
     return tuple(notes)
 
 # %% ../../nbs/sampling/split.ipynb #d497b325

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slml.sampling.split import SHARES, Split, split
+from slml.sampling.sample import prefix
+from slml.sampling.split import SHARES, Part, Split, split
 from slml.tables.catalog import Catalog, Snapshot
 from slml.tables.engine import Engine, open_engine
 from slml.tables.rowhash import ROW_HASH, row_hash
@@ -122,3 +123,8 @@ def test_by_time_the_classes_are_counted(workspace: Workspace, engine: Engine) -
     parts = split(Catalog(workspace).table("times").replace(table), engine, time="at", classes="kind")
     assert parts.classes["new"]["train"] == 0
     assert "none of them in train" in parts.notes[0]
+
+
+def test_a_whole_part_has_its_last_hash() -> None:
+    part = Part(ranges=((0, 4826690275061584599), (8116743895660803634, 8116743895660803635)))
+    assert prefix(part, 1.0, seed=0) == part
