@@ -721,7 +721,7 @@ def preview_files(
     table, workspace = table or default_table_name(source), workspace or Workspace()
     table_types = _Target(Catalog(workspace).table(table), append).column_types()
     files, options = _find_new_files(source, workspace, set(), "skip"), options or ReadOptions()
-    sources = _open_sources(files, columns, table_types, table, options)
+    sources = _open_sources(files, columns, table_types, table, options, types or {})
     declared = _declared_types(types or {}, sources[0].columns, table_types)
     with parsing_connection() as connection:
         plan = _make_plan(sources, declared, table_types, connection, lambda n: None, options)
