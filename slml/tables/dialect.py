@@ -156,16 +156,16 @@ def describe_other_content(
 
 # %% ../../nbs/tables/dialect.ipynb #e4825219
 NUMBER = re.compile(
-    r"[(]?[-+−]?\s?(?:[$€£¥]|[A-Z]{3}(?=\s))?\s?[-+−]?"
+    r"[(]?[-+−]?[ \u00a0]?(?:[$€£¥]|[A-Z]{3}(?=[ \u00a0]))?[ \u00a0]?[-+−]?"
     r"(?:\d{1,3}(?:[.,' \u00a0\u2009\u202f]\d{3})+(?:[.,]\d+)?|\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?"
-    r"-?\s?(?:%|[$€£¥°]|[A-Z]{3}|[a-zA-Zµ²³/]{1,5})?[)]?"
+    r"-?[ \u00a0]?(?:%|[$€£¥°]|[A-Z]{3}|[a-zA-Zµ²³/]{1,5})?[)]?"
 )
 MOMENT = re.compile(
     r"(?:\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,4}[- ./]?[A-Za-z]{3,9}[- ,./]{0,2}\d{1,4}"
     r"|[A-Za-z]{3,9} \d{1,2},? \d{4}|\d{8}T\d{4,6})"
-    r"(?:(?:T|,?\s)\s?\d{1,2}:?\d{2}(?::?\d{2}(?:[.,]\d{1,9})?)?)?"
-    r"(?:\s?[AaPp]\.?[Mm]\.?)?(?:\s?[A-Za-z]{1,5}|\s?[-+]\d{2}:?\d{0,2})?"
-    r"|\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:\s?[AaPp]\.?[Mm]\.?)?"
+    r"(?:(?:T|,?[ \u00a0])[ \u00a0]?\d{1,2}:?\d{2}(?::?\d{2}(?:[.,]\d{1,9})?)?)?"
+    r"(?:[ \u00a0]?[AaPp]\.?[Mm]\.?)?(?:[ \u00a0]?[A-Za-z]{1,5}|[ \u00a0]?[-+]\d{2}:?\d{0,2})?"
+    r"|\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:[ \u00a0]?[AaPp]\.?[Mm]\.?)?"
 )
 NO_VALUE = frozenset(("", "na", "n/a", "null", "none", "nan", "-", "\\n", "#n/a", "?", "."))
 
@@ -207,6 +207,8 @@ def _read_rows(lines: Sequence[str], dialect: Dialect) -> list[Row]:
         line = start + 1
         try:
             for row in reader:
+                if row[:1] == ["#"] and dialect.delimiter == " " and len(row) > 2:
+                    row = [f"# {row[1]}", *row[2:]]  # the sign of a comment is no cell
                 if any(cell.strip() for cell in row):
                     rows.append((line, row))
                 line = start + reader.line_num + 1
@@ -228,6 +230,8 @@ MAX_CELLS = 20_000  # that are looked at for each layout
 
 def _column_cells(body: Sequence[Row], width: int) -> list[list[str]]:
     "The cells of each column that hold a value, from rows between the first and the last."
+    if not body:
+        return [[] for _ in range(width)]
     step = -(-len(body) * width // MAX_CELLS) or 1
     columns = zip(*(row[:width] for _, row in body[::step]), strict=True)
     return [[cell for cell in column if cell.strip().lower() not in NO_VALUE] for column in columns]
@@ -242,7 +246,9 @@ def _value_share(cells: Sequence[str]) -> float:
 def _has_other_delimiter(cells: Sequence[str], delimiter: str) -> bool:
     "Whether nearly all cells hold another delimiter, as often as each other."
     for other in set(",\t|;") - {delimiter}:
-        counts = Counter(len(re.findall(re.escape(other) + (r"(?! )" if other == "," else ""), cell)) for cell in cells)
+        counts = Counter(
+            len(re.findall(re.escape(other) + (r"(?! )" if other in ",;" else ""), cell)) for cell in cells
+        )
         del counts[0]
         if cells and max(counts.values(), default=0) > 0.9 * len(cells):
             return True
@@ -278,7 +284,15 @@ def _are_numbered_names(values: Sequence[tuple[str, int]], columns: Sequence[Seq
         return False
     numbers = [int(value) for value, _ in values]
     consecutive = len(numbers) > 1 and all(b - a == 1 for a, b in pairwise(numbers))
-    return consecutive or all(not _within(int(value), columns[position]) for value, position in values)
+    return consecutive or _are_years(values, columns)
+
+
+def _are_years(values: Sequence[tuple[str, int]], columns: Sequence[Sequence[str]]) -> bool:
+    "Whether the numbers of a header are years, and none that their columns hold."
+    return all(
+        value.isdecimal() and 1900 <= int(value) <= 2100 and not _within(int(value), columns[position])
+        for value, position in values
+    )
 
 
 def _within(number: int, cells: Sequence[str]) -> bool:
@@ -296,6 +310,8 @@ VALUE = re.compile(r"\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|\d{1,4}[-/.]\d{1,
 def _is_header(cells: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
     "Whether a line names the columns below it."
     names, values = header_votes(cells, columns)
+    if not names and len(values) > 1 and _are_years(values, columns) and _are_numbered_names(values, columns):
+        return True
     if names or values:
         return bool(names) and (len(names) > 3 * len(values) or _are_numbered_names(values, columns))
     return looks_like_header(cells) and len(_repeated_below(cells, columns)) <= len(cells) / 2
@@ -337,8 +353,8 @@ def _body(rows: Sequence[Row], at: int, width: int, trailing: bool) -> list[Row]
 
 def _has_trailing_delimiter(rows: Sequence[Row], width: int) -> bool:
     "Whether the last cell of all rows of the usual width is empty, and no header names it."
-    wide = [row for _, row in rows if len(row) == width]
-    return width > 2 and len(wide) > 1 and not any(row[-1].strip() for row in wide)
+    wide, is_named = [row for _, row in rows if len(row) == width], len(rows[0][1]) == width - 1
+    return width > 2 and (len(wide) > 1 or is_named) and not any(row[-1].strip() for row in wide)
 
 
 def _header_row(rows: Sequence[Row], width: int, trailing: bool, options: ReadOptions) -> int:
@@ -372,7 +388,7 @@ def _try_layout(dialect: Dialect, lines: Sequence[str], options: ReadOptions) ->
         return _Trial(dialect, rows)
     cells = (rows[at][1] + [""] * width)[:width]
     body = _body(rows, at, width, trailing)
-    columns = _column_cells(body, width) if body else [[] for _ in range(width)]
+    columns = _column_cells(body, width)
     names, _ = header_votes(cells, columns)
     is_header = options.header != 0 and (options.header > 0 or _is_header(cells, columns))
     counted = [row for _, row in rows[at:] if not (row and row[0].startswith("#"))] or [rows[at][1]]
@@ -382,7 +398,8 @@ def _try_layout(dialect: Dialect, lines: Sequence[str], options: ReadOptions) ->
         not share and _has_other_delimiter(cells, dialect.delimiter)
         for share, cells in zip(shares, columns, strict=True)
     ]
-    score = agree + _header_score(rows, at, width, trailing, bool(names)) + (sum(shares) - sum(other)) / width
+    cost = 0.5 if width == 1 and re.fullmatch(r"\w+", cells[0].strip()) else 1  # a word names a column, it is no title
+    score = agree + _header_score(rows, at, width, trailing, bool(names)) + (sum(shares) - cost * sum(other)) / width
     return _Trial(
         dialect, rows, width, at, is_header, bool(names), trailing, score - BLANK_COST * (dialect.delimiter == " ")
     )
@@ -570,6 +587,7 @@ def _name_columns(
     "The names of the columns, the line of the header or 0, and what is to be told about it."
     line, cells = trial.rows[trial.at]
     cells = (cells + [""] * trial.width)[: trial.width]
+    cells[0] = re.sub(r"^#\s+(?=\S)", "", cells[0]) if trial.is_header else cells[0]
     notes = ["each line ends with a delimiter after the last column; no column is made of it."] * trial.trailing
     if columns is not None:
         is_header = options.header > 0 or (options.header and [c.strip() for c in cells] == list(columns))
@@ -601,12 +619,12 @@ def _header_notes(trial: _Trial, cells: Sequence[str]) -> Iterator[str]:
             f"('{text}'), {'are' if len(above) > 1 else 'is'} in the rejects. skip_lines={line - 1} leaves "
             f"{'them' if len(above) > 1 else 'it'} out, header= names another line."
         )
-    columns = _column_cells(trial.body, trial.width) if trial.body else [[] for _ in cells]
+    columns = _column_cells(trial.body, trial.width)
     doubtful = [cell for cell in cells if VALUE.fullmatch(cell)] or (
         not trial.votes and _repeated_below(cells, columns)
     )
     if doubtful:
         reason = "is a number or a date" if VALUE.fullmatch(doubtful[0]) else "is a value of its column too"
         yield f"the header on line {line} looks like a row: '{doubtful[0]}' {reason}. If it is one, pass header=0."
-    if trial.dialect.delimiter in (ONE_COLUMN, "\x1e") and any("," in cell for cells in columns for cell in cells):
-        yield "one column: no delimiter cuts the lines evenly; delimiter= says otherwise."
+    if trial.width == 1 and any(sign in cell for cells in columns for cell in cells for sign in ",;|\t"):
+        yield "one column: no delimiter cuts the lines into columns that hold together; delimiter= says otherwise."
