@@ -157,7 +157,7 @@ def describe_other_content(
 # %% ../../nbs/tables/dialect.ipynb #e4825219
 NUMBER = re.compile(
     r"[(]?[-+−]?[ \u00a0]?(?:[$€£¥]|[A-Z]{3}(?=[ \u00a0]))?[ \u00a0]?[-+−]?"
-    r"(?:\d{1,3}(?:[.,' \u00a0\u2009\u202f]\d{3})+(?:[.,]\d+)?|\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?"
+    r"(?:\d{1,3}(?:[.,' \u00a0\u2009\u202f]\d{3})+(?:[.,]\d+)?|\d+[.,]\d+|\d+\.?|[.,]\d+)(?:[eE][-+]?\d+)?"
     r"-?[ \u00a0]?(?:%|[$€£¥°]|[A-Z]{3}|[a-zA-Zµ²³/]{1,5})?[)]?"
 )
 MOMENT = re.compile(
@@ -353,8 +353,11 @@ def _body(rows: Sequence[Row], at: int, width: int, trailing: bool) -> list[Row]
 
 def _has_trailing_delimiter(rows: Sequence[Row], width: int) -> bool:
     "Whether the last cell of all rows of the usual width is empty, and no header names it."
-    wide, is_named = [row for _, row in rows if len(row) == width], len(rows[0][1]) == width - 1
-    return width > 2 and (len(wide) > 1 or is_named) and not any(row[-1].strip() for row in wide)
+    wide = [row for _, row in rows if len(row) == width]
+    filled = sum(bool(row[-1].strip()) for row in wide)
+    if len(rows[0][1]) == width - 1:  # the header has none
+        return width > 2 and filled < len(wide) / 2
+    return width > 2 and len(wide) > 1 and not filled
 
 
 def _header_row(rows: Sequence[Row], width: int, trailing: bool, options: ReadOptions) -> int:
@@ -458,8 +461,9 @@ def _best_trial(lines: Sequence[str], options: ReadOptions) -> _Trial:
 
 
 def _agreeing(trial: _Trial) -> float:
-    "The share of the rows that have the usual width."
-    return (1 + len(trial.body)) / max(len(trial.rows), 1)
+    "The share of the rows that have the usual width, from the header on and but for comments."
+    counted = sum(not (row and row[0].startswith("#")) for _, row in trial.rows[trial.at + 1 :])
+    return (1 + len(trial.body)) / (1 + max(counted, len(trial.body)))
 
 
 def _trials_without_quotes(lines: Sequence[str], options: ReadOptions) -> list[_Trial]:
