@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOST', 'NO_TIME', 'UNKNOWN', 'MISSING', 'KINDS', 'number_array', 'finite_numbers', 'number_scale', 'second_array',
-           'vocabulary', 'code_array', 'ModelInput', 'Target', 'Batch', 'Encoder']
+           'category_texts', 'vocabulary', 'code_array', 'ModelInput', 'Target', 'Batch', 'Encoder']
 
 # %% ../../nbs/features/encoder.ipynb #10d28b73
 import math
@@ -22,6 +22,7 @@ from ..errors import TrainingError, closest
 
 if TYPE_CHECKING:
     from torch import Tensor
+from ..tables.numbers import PADDING
 
 # %% ../../nbs/features/encoder.ipynb #54007d7e
 def number_array(
@@ -96,12 +97,24 @@ def second_array(
 UNKNOWN, MISSING = 0, 1  # the codes before the vocabulary's own
 
 
+def category_texts(
+    column: pa.ChunkedArray | pa.Array,  # values of any type that Arrow can write as text
+) -> pa.ChunkedArray | pa.Array:
+    "The values as text: without blanks around it, and whole numbers without an exponent where a float holds them."
+    if pa.types.is_floating(column.type):
+        whole = pc.and_(pc.equal(column, pc.round(column)), pc.less_equal(pc.abs(column), 2.0**53))
+        digits = pc.if_else(whole, column, None).cast(pa.int64()).cast(pa.string())
+        return pc.coalesce(digits, column.cast(pa.string()))
+    texts = column.cast(pa.string())
+    return pc.utf8_trim(texts, PADDING) if texts.type == column.type else texts
+
+
 def vocabulary(
     column: pa.ChunkedArray,  # values of any type that Arrow can write as text
     size: int,  # at most so many values, the most frequent ones
 ) -> tuple[str, ...]:  # most frequent first, ties by value
     "The values of a column that get a code of their own."
-    counts = column.drop_null().cast(pa.string()).combine_chunks().value_counts()
+    counts = category_texts(column.drop_null()).combine_chunks().value_counts()
     table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
     return tuple(table.sort_by([("count", "descending"), ("value", "ascending")])["value"].to_pylist()[:size])
 
@@ -112,7 +125,10 @@ def code_array(
 ) -> np.ndarray:  # (rows,), int64: UNKNOWN, MISSING, or 2 + the index in the vocabulary
     "The code of each value."
     distinct = column.combine_chunks().dictionary_encode()
-    index = pc.index_in(distinct.dictionary.cast(pa.string()), value_set=pa.array(values, pa.string()))
+    known = pa.array(values, pa.string())
+    index = pc.index_in(category_texts(distinct.dictionary), value_set=known)
+    if pa.types.is_string(distinct.dictionary.type):  # older vocabularies may have blanks around their values
+        index = pc.coalesce(pc.index_in(distinct.dictionary, value_set=known), index)
     code = np.append(pc.fill_null(index.cast(pa.int64()), -2).to_numpy() + 2, MISSING)
     return code[pc.fill_null(distinct.indices, len(code) - 1).to_numpy(zero_copy_only=False)]
 

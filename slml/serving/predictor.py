@@ -23,6 +23,7 @@ import onnxruntime as ort
 from ..errors import RegistryError
 from ..registry.bundle import PREDICTION, TOLERANCE, Bundle, agree
 from .request import Reader, Terms
+from ..tables.numbers import PADDING
 from ..tables.times import local_clock
 
 # %% ../../nbs/serving/predictor.ipynb #1b63ee07
@@ -100,10 +101,10 @@ UNKNOWN, MISSING = 0, 1
 
 
 class CategoryCodes(dict):
-    "The code of each value of a category."
+    "The code of each value of a category, also with blanks around it."
 
     def __missing__(self, value: object) -> int:
-        return UNKNOWN
+        return self.get(value.strip(PADDING), UNKNOWN) if isinstance(value, str) else UNKNOWN
 
 
 def category_codes(
@@ -111,8 +112,19 @@ def category_codes(
     kind: str,  # of the column: int, bool or text
 ) -> CategoryCodes:
     "The codes by value, so that a number need not be written as text first."
-    parse = {"int": int, "bool": {"true": True, "false": False}.get}.get(kind, str)
-    return CategoryCodes({None: MISSING, **{parse(text): n + 2 for n, text in enumerate(vocabulary)}})
+    parse = {"int": _parse_whole, "bool": {"true": True, "false": False}.get}.get(kind, str)
+    codes = CategoryCodes({None: MISSING, **{parse(text): n + 2 for n, text in enumerate(vocabulary)}})
+    for text, code in list(codes.items()) if kind == "text" else ():  # older ones may have blanks around them
+        codes.setdefault(text.strip(PADDING) if text else text, code)
+    return codes
+
+
+def _parse_whole(text: str) -> int:
+    "A whole number, which a float may have been written as."
+    try:
+        return int(text)
+    except ValueError:
+        return int(float(text))
 
 # %% ../../nbs/serving/predictor.ipynb #3a68f0d7
 def encoders(
@@ -255,7 +267,9 @@ def _range_test(training: TrainingRange) -> Callable[[Any], bool]:
     "A test whether a value is outside; a missing one is not."
     categories, low, high = training.known | {None}, training.low, training.high
     if low is None:
-        return lambda value: value not in categories
+        return lambda value: (
+            value not in categories and not (isinstance(value, str) and value.strip(PADDING) in categories)
+        )
     return lambda value: value is not None and not low <= value <= high
 
 # %% ../../nbs/serving/predictor.ipynb #fdcdad51
