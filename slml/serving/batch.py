@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROW', 'READABLE', 'READ_ROWS', 'GRAPH_ROWS', 'PART_ROWS', 'key_columns', 'check_predictable', 'prediction_columns',
-           'output_schema', 'predict_batch', 'map_in_order', 'RowGroups', 'row_group_parts', 'predict_part',
-           'count_predictions', 'PredictionResult', 'predict_snapshot', 'plot_predictions']
+           'output_schema', 'declared_texts', 'predict_batch', 'map_in_order', 'RowGroups', 'row_group_parts',
+           'predict_part', 'count_predictions', 'PredictionResult', 'predict_snapshot', 'plot_predictions']
 
 # %% ../../nbs/serving/batch.ipynb #41237fd6
 from collections import deque
@@ -30,6 +30,8 @@ from ..registry.bundle import Bundle
 from .arrow import TYPES
 from ..storage import exists, filesystem, open_atomic, remove
 from ..tables.catalog import Snapshot, Table
+from ..tables.number_finder import parse_numbers
+from ..tables.numbers import PADDING
 from ..tables.parquet import open_parquet
 from ..tables.rowhash import ROW_HASH
 from ..tables.storable import check_fits
@@ -136,12 +138,30 @@ READ_ROWS = 65_536  # rows that are read and encoded at a time
 GRAPH_ROWS = 1_024  # rows that go through the graph at a time
 
 
+def declared_texts(
+    bundle: Bundle,
+    rows: pa.RecordBatch,  # as stored
+) -> pa.RecordBatch:
+    "The rows with the texts of categories as the contract reads them; one that it cannot read stays, and is unknown."
+    for name in {i.column for i in bundle.encoder.inputs if i.kind == "category"} & set(bundle.contract.names):
+        column, values = bundle.contract.column(name), rows.column(name)
+        if not pa.types.is_string(values.type):
+            continue
+        texts = pc.utf8_trim(values, PADDING)
+        texts = pc.if_else(pc.is_in(texts, pa.array(["", *column.nulls])), pa.scalar(None, pa.string()), texts)
+        if column.type == "int":
+            numbers = parse_numbers(texts, "int", tuple(column.format.split(" or ")) if column.format else ())
+            texts = pc.coalesce(numbers.cast(pa.string()), texts)
+        rows = rows.set_column(rows.schema.get_field_index(name), name, texts)
+    return rows
+
+
 def predict_batch(
     bundle: Bundle,
     rows: pa.RecordBatch,  # raw columns; one row at least
 ) -> np.ndarray:  # (n,) float64 or (n, classes) float32; older graphs: float32
     "The predictions of some rows."
-    arrays, session = bundle.encoder.arrays(rows), bundle.session
+    arrays, session = bundle.encoder.arrays(declared_texts(bundle, rows)), bundle.session
     inputs = [i.name for i in session.get_inputs()]
     starts = range(0, len(rows), GRAPH_ROWS)
     return np.concatenate([session.run(None, {n: arrays[n][at : at + GRAPH_ROWS] for n in inputs})[0] for at in starts])
