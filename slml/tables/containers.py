@@ -9,6 +9,7 @@ __all__ = ['ENDINGS', 'COMPRESSIONS', 'FILE_ERRORS', 'SIGNATURES', 'File', 'file
 # %% ../../nbs/tables/containers.ipynb #87be0f24
 import bz2
 import gzip
+import io
 import lzma
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO
 
 import duckdb
@@ -43,6 +44,7 @@ class File:
 
     uri: str
     member: str = ""  # of a zip archive
+    text: bytes | None = field(default=None, repr=False)  # what it holds, where it was turned to text already
 
     @property
     def name(self) -> str:
@@ -114,6 +116,9 @@ def decompressed_stream(
     advance: Callable[[int], object] = lambda n: None,  # called with the bytes read from the disk
 ) -> Iterator[IO[bytes]]:
     "The bytes of a file, unpacked. Raises `IngestError` for a damaged one."
+    if file.text is not None:
+        yield io.BytesIO(file.text)
+        return
     with file_errors(file.name), open_file(file.uri) as raw:
         stream = CallbackIOWrapper(advance, raw, "read")
         if file.member:
@@ -148,7 +153,10 @@ SIGNATURES = {  # first bytes: what the file is, and what to do
     b"PK\x03\x04": ("packed", "give it the ending .zip, or unpack it."),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it."),
     b"Rar!\x1a\x07": ("a RAR archive", "unpack it."),
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an old Excel workbook (.xls)", "save it as .xlsx or as CSV."),
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": (
+        "an old Excel workbook (.xls) or one with a password",
+        "save it as .xlsx without a password, or as CSV.",
+    ),
     b"FEA1": ("a Feather file of version 1", "write it again: pandas.read_feather, then to_parquet."),
     b"%PDF-": ("a PDF", "export its tables as CSV."),
     b"SQLite format 3\x00": ("an SQLite database", "export a table of it as CSV or Parquet."),

@@ -20,7 +20,7 @@ from ..errors import IngestError, UsageError
 from ..notes import Note
 from .arrow_source import IpcReader, OrcReader, open_arrow_file
 from .chunks import MAX_ROW_BYTES, Chunk, RowSource
-from .containers import File, check_signature, decompressed_stream
+from .containers import File, check_signature, decompressed_stream, seekable_stream
 from slml.tables.dialect import (
     HEAD_BYTES,
     Dialect,
@@ -30,6 +30,7 @@ from slml.tables.dialect import (
     sniff,
     utf8_blocks,
 )
+from .excel import workbook_as_csv
 from .json_source import open_json
 from .options import ReadOptions
 from .parquet_source import open_parquet
@@ -220,6 +221,8 @@ def open_source(
     with decompressed_stream(file) as stream:
         head = stream.read(1000)
     kind = _file_kind(file, head)
+    if kind == "excel":
+        return _open_excel(file, columns, options or ReadOptions())
     if kind == "text":
         return _open_text(file, columns, options or ReadOptions())
     if columns is not None:
@@ -231,6 +234,18 @@ def open_source(
     return open_arrow_file(file, OrcReader if kind == "orc" else IpcReader, declared)
 
 
+def _open_excel(file: File, columns: Sequence[str] | None, options: ReadOptions) -> TextFile:
+    "The first sheet of a workbook. Raises `IngestError` for one that cannot be read."
+    with seekable_stream(file) as stream:
+        try:
+            text, notes = workbook_as_csv(stream)
+        except IngestError as error:
+            raise IngestError(f"{file.name} {error.problem}", came=error.came, todo=error.todo) from error
+    csv_options = replace(options, delimiter=",", quote='"', encoding="utf-8")
+    sheet = _open_text(replace(file, text=text), columns, csv_options)
+    return replace(sheet, dialect=replace(sheet.dialect, notes=(*notes, *sheet.dialect.notes)))
+
+
 KINDS = (
     (b"PAR1", "parquet"), (b"ARROW1", "arrow"), (b"\xff\xff\xff\xff", "arrow"), (b"ORC", "orc"),
 )  # fmt: skip
@@ -240,6 +255,8 @@ def _file_kind(file: File, head: bytes) -> str:
     "text, json, parquet, arrow, orc or excel: what the first bytes say, else the name."
     if not head:
         raise IngestError(f"{file.name} is empty.", expected="a header and at least one row", todo="leave it out.")
+    if file.kind == "excel" and head.startswith(b"PK\x03\x04"):
+        return "excel"
     check_signature(file, head)
     kind = next((kind for start, kind in KINDS if head.startswith(start)), "")
     if kind:
