@@ -41,6 +41,7 @@ NULL_WORDS = (
     "None", "none", "NONE", "nil", "\\N", "NaN", "nan", "NAN", "-NaN", "-nan", "1.#QNAN", "1.#IND", "-1.#IND", "NaT",
     "-", "--", "---", "–", "—", "?", ".", "..", "...", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!",
     "missing", "Missing", "MISSING", "unknown", "Unknown", "UNKNOWN", "(null)", "<null>", "[null]", "not available",
+    "0000-00-00", "0000-00-00 00:00:00", "00/00/0000", "00.00.0000", "00-00-0000",
 )  # fmt: skip
 
 # %% ../../nbs/tables/numbers.ipynb #a6b64ece

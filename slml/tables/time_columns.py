@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST_MICRO', 'LAST_MICRO', 'MICROS', 'UTC_MICROS', 'LONG_FRACTION', 'END_OF_DAY', 'OFFSET', 'parsing_connection',
            'values_pattern', 'parse_times', 'to_instants', 'read_times', 'read_days', 'Offsets', 'may_be_compact',
-           'needed_formats', 'parse_by_family']
+           'time_hint', 'needed_formats', 'parse_by_family']
 
 # %% ../../nbs/tables/time_columns.ipynb #cae42744
 import re
@@ -248,6 +248,44 @@ def may_be_compact(
     "Whether whole numbers may be dates without signs between their parts."
     low, high = pc.min_max(numbers).values()
     return any(first <= low.as_py() and high.as_py() <= last for first, last in _COMPACT_RANGES if low.is_valid)
+
+# %% ../../nbs/tables/time_columns.ipynb #2f92df8d
+_EPOCHS = (("seconds", r"^1[0-9]{9}$", 10**6), ("milliseconds", r"^1[0-9]{12}$", 10**3))
+_HINTS = (
+    (
+        r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9:.,]+ ?[A-Z]{2,5}$",
+        "look like times with the name of a zone (e.g. '{}'), of which many mean several zones; kept as text.",
+        "Declare the format with the name in it and the zone, as in 'timestamp %Y-%m-%d %H:%M:%S EST in -05:00'.",
+    ),
+    (
+        r"^[0-9]{1,3}:[0-5][0-9](:[0-5][0-9])?$",
+        "look like hours and minutes without a day (e.g. '{}'); kept as text.",
+        "Write them as a number of minutes or hours to use them as a quantity.",
+    ),
+    (
+        r"^-[0-9]{4,}-[0-9]{2}-[0-9]{2}",
+        "look like days before the year 1 (e.g. '{}'), which no date here holds; kept as text.",
+        "Write the year as a number to use it.",
+    ),
+)
+
+
+def time_hint(
+    values: pa.Array,  # (n,), string: the first ones of a column
+) -> Note | str:  # empty where they look like nothing of this
+    "What the values of a column that was not read as times may be."
+    if not len(values):
+        return ""
+    example = values[0].as_py()
+    for unit, pattern, micros in _EPOCHS:
+        if len(values.unique()) > 9 and pc.all(pc.match_substring_regex(values, pattern)).as_py():
+            moment = datetime(1970, 1, 1) + timedelta(microseconds=int(example) * micros)
+            text = f"may be {unit} since 1970 (e.g. '{example}' would be {moment.isoformat()}Z); kept as int."
+            return Note(text, example=example, todo="Write them as times to have hours and weekdays as features.")
+    for pattern, text, todo in _HINTS:
+        if pc.all(pc.match_substring_regex(values, pattern)).as_py():
+            return Note(text.format(example), example=example, todo=todo)
+    return ""
 
 # %% ../../nbs/tables/time_columns.ipynb #5b72c459
 def needed_formats(values: pa.Array, family: Sequence[str], connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -23,6 +23,7 @@ from slml.tables.time_columns import (
     UTC_MICROS,
     Offsets,
     may_be_compact,
+    time_hint,
     parse_by_family,
     parsing_connection,
     read_days,
@@ -146,6 +147,7 @@ class TypeFinder:
         self.alive = {candidate: Misses() for candidate in ("int", "float", "bool", *FAMILIES, "written")}
         self.formats: dict[str, list[str]] = {family: [] for family in FAMILIES}  # that were met
         self.offsets = Offsets()
+        self.first = pa.array([], pa.string())  # values, for a hint at what they may be
 
     def add(
         self,
@@ -160,6 +162,7 @@ class TypeFinder:
         self.values += len(present)
         if not len(present):
             return
+        self.first = self.first if len(self.first) else present.slice(0, 1000)
         self.offsets.add(present, [format for formats in self.formats.values() for format in formats])
         for candidate, misses in self.alive.items():
             misses.add(present, missed[candidate])
@@ -260,6 +263,8 @@ def _find_type(finder: TypeFinder, decimal: str) -> tuple[ColumnType, str]:
         return _written_type(finder, decimal)
     if not fits:
         return ColumnType(), _near_miss_note(finder)
+    if fits[0] == "int" and "compact" not in fits and (hint := time_hint(finder.first)):
+        return ColumnType("int"), hint
     family = "compact" if "compact" in fits else fits[0]
     type, note = _describe_type(finder, family)
     if type.instant and not all(map(has_offset, type.formats)):
@@ -320,23 +325,21 @@ def _reading_note(finder: TypeFinder, candidate: str, type: ColumnType) -> str:
         todo = f"Declare '{replace(type, zone=finder.offsets.zone)}' to take them in another zone."
     if finder.offsets.cut:
         texts.append(f"digits below the microsecond were cut off in {finder.offsets.cut:,} values.")
-    return Note(" ".join(texts), finder.name, finder.values, finder.offsets.example, todo) if texts else ""
+    return Note(" ".join(texts), count=finder.values, example=finder.offsets.example, todo=todo) if texts else ""
 
 
 def _mixed_offsets_note(finder: TypeFinder, candidate: str) -> str:
     "The note of a column in which some times have an offset and some have none."
     offsets = finder.offsets
-    declare = ColumnType(
-        "timestamp", () if candidate == "year first" else tuple(finder.formats[candidate]), offsets.zone
-    )
+    formats = () if candidate == "year first" else tuple(finder.formats[candidate])
+    declare = ColumnType("timestamp", formats, offsets.zone, nulls=tuple(sorted(finder.null_words)))
     naive = finder.values - finder.alive[candidate].count - offsets.count
     return Note(
         f"mixed times: {offsets.count:,} values have an offset (e.g. '{offsets.example}') and {naive:,} have none "
         f"(e.g. '{offsets.naive}'); none was guessed, kept as text.",
-        finder.name,
-        naive,
-        offsets.naive,
-        f"Declare '{declare}' with the zone in which those without an offset were written.",
+        count=naive,
+        example=offsets.naive,
+        todo=f"Declare '{declare}' with the zone in which those without an offset were written.",
     )
 
 # %% ../../nbs/tables/types.ipynb #d6d8c661
@@ -366,10 +369,12 @@ def _near_miss_note(finder: TypeFinder) -> str:
     "The note of a column that is nearly something else than text: up to a fifth of its values stand in the way."
     name, misses = min(finder.alive.items(), key=lambda item: item[1].count, default=("", Misses(finder.values)))
     if misses.count > finder.values / 5:
-        return ""
+        return time_hint(finder.first)
     type, _ = _describe_type(finder, name)
     if type.name == "text":
-        return ""
+        return time_hint(finder.first)
+    if type.instant and not all(map(has_offset, type.formats)):
+        type = ColumnType("timestamp", zone=finder.offsets.zone)
     share = _format_percent(finder.values - misses.count, finder.values)
     return (
         f"{share} parse as {type.name}, {misses.count:,} do not (e.g. '{misses.example}'); kept as text. "
