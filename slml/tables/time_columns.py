@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..notes import Note
 from slml.tables.times import (
     DAY_ORDERS,
     FAMILIES,

@@ -23,11 +23,11 @@ from slml.tables.time_columns import (
     UTC_MICROS,
     Offsets,
     may_be_compact,
-    time_hint,
     parse_by_family,
     parsing_connection,
     read_days,
     read_times,
+    time_hint,
 )
 from .times import DAY_ORDERS, FAMILIES, has_offset, naive_zone, split_zone
 
