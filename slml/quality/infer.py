@@ -25,7 +25,7 @@ from ..contract.features import AnyFeature, Category, Distance, Numeric, TimePar
 from ..contract.rules import AnyRule, Between, NotNull, Unique
 from ..errors import ContractError, closest
 from ..notes import Note
-from .bounds import column_floats, fences, sample_of
+from .bounds import bounds_of, column_floats, sample_of
 from .leaks import find_leaks
 from .rules import is_there, read_as, read_column, stored_types
 from ..tables.catalog import Cleaned, Snapshot, find_snapshot
@@ -571,9 +571,12 @@ def _rules(
         if c.name in degrees and c.type == "float":
             reason = "degrees, by the column's name"
             rules.append(Between(c.name, -degrees[c.name], degrees[c.name], reason=reason))
-        elif c.type == "float" and (bounds := fences(column_floats(sample, c.name))):
-            reason = "proposed: ten times as far from the median as the outermost thousandth of the rows seen"
-            rules.append(Between(c.name, *bounds, reason=reason))
+        elif c.type in ("int", "float"):
+            bounds, bound_notes = bounds_of(c.name, column_floats(sample, c.name), quantity=c.type == "float")
+            notes = (*notes, *bound_notes)
+            if bounds:
+                reason = "proposed: ten times as far from the median as the outermost thousandth of the rows seen"
+                rules.append(Between(c.name, *bounds, reason=reason))
     return (*rules, *unique), notes
 
 # %% ../../nbs/quality/infer.ipynb #c0518897

@@ -155,7 +155,7 @@ def few_amounts(
     span = np.ptp(amounts[order[:needed]]) + 1
     if needed > min(AMOUNTS, len(np.unique(target)) / 10) or (needed > 1 and needed > span / 3):
         return None
-    return (amounts[order[:needed]] * step + rest.min()).round(9)
+    return (amounts[order[:needed]] * step + rest.min()).round(9) + 0.0
 
 # %% ../../nbs/quality/leaks.ipynb #7ddc415c
 def sum_with_amounts(
