@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ONE_COLUMN', 'BLOCK_BYTES', 'BYTE_ORDER_MARKS', 'NOT_CP1252', 'HTML', 'CONTROL', 'MAX_CONTROL', 'NUMBER', 'MOMENT',
            'NO_VALUE', 'DELIMITERS', 'HEAD_BYTES', 'HEAD_LINES', 'Row', 'MAX_CELLS', 'VALUE', 'BLANK_COST', 'MARGIN',
-           'MIN_AGREEING', 'MAX_ESCAPED_LINES', 'BACKSLASHES', 'Dialect', 'detect_encoding', 'utf8_blocks',
-           'describe_other_content', 'header_votes', 'looks_like_header', 'EscapedLines', 'sniff']
+           'MIN_AGREEING', 'MAX_BROKEN', 'MAX_ESCAPED_LINES', 'BACKSLASHES', 'Dialect', 'detect_encoding',
+           'utf8_blocks', 'describe_other_content', 'header_votes', 'looks_like_header', 'EscapedLines', 'sniff']
 
 # %% ../../nbs/tables/dialect.ipynb #1e1fc4b3
 import codecs
@@ -348,7 +348,9 @@ class _Trial:
 
 def _body(rows: Sequence[Row], at: int, width: int, trailing: bool) -> list[Row]:
     widths = (width, width + trailing)
-    return [row for row in rows[at + 1 :] if len(row[1]) in widths and row[1] != rows[at][1]]
+    body = [row for row in rows[at + 1 :] if len(row[1]) in widths]
+    others = [row for row in body if row[1] != rows[at][1]]
+    return others if len(others) >= len(body) / 2 else body  # what repeats itself so often is no header
 
 
 def _has_trailing_delimiter(rows: Sequence[Row], width: int) -> bool:
@@ -357,7 +359,7 @@ def _has_trailing_delimiter(rows: Sequence[Row], width: int) -> bool:
     filled = sum(bool(row[-1].strip()) for row in wide)
     if len(rows[0][1]) == width - 1:  # the header has none
         return width > 2 and filled < len(wide) / 2
-    return width > 2 and len(wide) > 1 and not filled
+    return width > 2 and len(wide) > 1 and not filled and _is_header(rows[0][1], [[] for _ in rows[0][1]])
 
 
 def _header_row(rows: Sequence[Row], width: int, trailing: bool, options: ReadOptions) -> int:
@@ -403,12 +405,11 @@ def _try_layout(dialect: Dialect, lines: Sequence[str], options: ReadOptions) ->
     ]
     cost = 0.5 if width == 1 and re.fullmatch(r"\w+", cells[0].strip()) else 1  # a word names a column, it is no title
     score = agree + _header_score(rows, at, width, trailing, bool(names)) + (sum(shares) - cost * sum(other)) / width
-    return _Trial(
-        dialect, rows, width, at, is_header, bool(names), trailing, score - BLANK_COST * (dialect.delimiter == " ")
-    )
+    score -= BLANK_COST * (dialect.delimiter == " ") + 0.5 * (width == 1 and _has_other_delimiter(cells, ""))
+    return _Trial(dialect, rows, width, at, is_header, bool(names), trailing, score)
 
 
-BLANK_COST = 0.6  # prose is full of blanks
+BLANK_COST = 0.6  # prose is full of blanks, though seldom of as many in each line
 
 
 def _header_score(rows: Sequence[Row], at: int, width: int, trailing: bool, votes: bool) -> float:
@@ -441,14 +442,16 @@ def _one_column(text: str) -> Dialect:
 
 # %% ../../nbs/tables/dialect.ipynb #a4dc1faf
 MARGIN = 0.01  # by which a less usual layout has to do better
-MIN_AGREEING = 0.5  # share of the rows with the usual width
+MIN_AGREEING = 0.3  # share of the rows with the usual width
+MAX_BROKEN = 0.05  # share of the rows whose quotes are out of place, before quotes are taken for text
 
 
 def _best_trial(lines: Sequence[str], options: ReadOptions) -> _Trial:
     "The layout that does best on the first lines; one column where none does better than the plain line."
     text = "".join(lines)
     trials = [_try_layout(dialect, lines, options) for dialect in _candidates(text, options)]
-    if not options.quote and any(sum(not row for _, row in trial.rows) > len(trial.rows) / 20 for trial in trials):
+    broken = [(sum(not row for _, row in trial.rows), len(trial.rows)) for trial in trials]
+    if not options.quote and any(count > max(1, MAX_BROKEN * total) for count, total in broken):
         trials += _trials_without_quotes(lines, options)
     if not options.delimiter:
         trials = [trial for trial in trials if trial.width > 1 and _agreeing(trial) > MIN_AGREEING]

@@ -254,7 +254,7 @@ def _match_record(lines: list[bytes], at: int, dialect: Dialect) -> tuple[int, l
     cells = [match[1] for match in field.finditer(text)]
     if not dialect.keep_empty and len(cells) > 1 and not any(cells):
         return 1, [], EMPTY_RECORD
-    if dialect.trailing and len(cells) == len(dialect.columns) + 1 and not cells[-1]:
+    if dialect.trailing and len(cells) == len(dialect.columns) + 1 and not cells[-1].strip(dialect.quote.encode()):
         cells.pop()
     return line_count, cells, "" if len(cells) == len(dialect.columns) else _count_reason(len(cells), dialect)
 
@@ -330,7 +330,8 @@ def split_records(
     pairs = marks.quotes[: len(marks.quotes) // 2 * 2]
     if len(pairs) and not _quotes_at_edges(marks.a, pairs, ord(dialect.delimiter), ord(dialect.quote)):
         return _split_line_by_line(block, line, dialect, last)
-    if _has_bare_return(block, marks):
+    quoted_end = (dialect.delimiter + 2 * dialect.quote).encode()
+    if _has_bare_return(block, marks) or (dialect.trailing and quoted_end in block):
         return _split_line_by_line(block, line, dialect, last)
     unfinished = len(block) - 1 - (marks.records[-1] if len(marks.records) else -1)
     if not len(marks.records) or (unfinished and (last or unfinished > MAX_RECORD_BYTES)):

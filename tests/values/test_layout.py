@@ -393,3 +393,20 @@ def test_ordinary_tables_come_back_without_options(tmp_path_factory, data, kinds
     )
     assert (list(columns), rejected) == (header, 0)
     assert found == table
+
+
+# What real files taught
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "stored", "rejected"),
+    [
+        ("1, A\n" * 40 + "B, A\n", 2, 41, 0),  # rows that repeat themselves are no headers
+        ("a,b,c\n" + "1,2,3\n" * 26 + "d,e\n" + "4,5\n" * 20, 3, 26, 21),  # two tables of one length
+        ('"1","x",""\n"2","y",""\n', 3, 2, 0),  # an empty last column of a file without a header
+        ('name,age\nthijs,26\n"joe" x, 3\n\'y,4\n', 2, 2, 1),  # one broken quote takes no quotes away
+    ],
+)
+def test_layouts_of_damaged_files(tmp_path, workspace, text, width, stored, rejected):
+    report = take(tmp_path, workspace, text)
+    assert (len(report.types), report.stored, report.rejected) == (width, stored, rejected)
