@@ -23,7 +23,7 @@ from .limits import Limits
 from .measures import ColumnDrift
 from ..quality.column_profile import ColumnProfile
 from ..quality.display import share_below
-from ..quality.profile import PREDICTION, Profile
+from ..quality.profile import Profile, prediction_name
 
 # %% ../../nbs/monitoring/findings.ipynb #d26ac8db
 SORTS = {
@@ -62,7 +62,7 @@ def schema_findings(reference: Profile, window: Profile, contract: Contract) -> 
             yield Finding(column.name, "lost", "the column is gone")
     for name, stored in window.schema.items():
         before = reference.schema.get(name)
-        if before is None and name not in contract.names and name != PREDICTION and reference.schema:
+        if before is None and name not in contract.names and name != prediction_name(contract) and reference.schema:
             yield Finding(name, "new column", f"a column that the training data did not have ({stored})")
         elif before is not None and before != stored:
             yield Finding(name, "retyped", f"stored as {stored}, was {before}")
@@ -180,7 +180,7 @@ def find_unit_factor(
 def shift_finding(name: str, contract: Contract, reference: ColumnProfile, window: ColumnProfile, drift: ColumnDrift,
                   limits: Limits) -> Finding:  # fmt: skip
     "The shift of a column's values, and what it looks like."
-    kind = {PREDICTION: "predictions", contract.target: "target"}.get(name, "shifted")
+    kind = {prediction_name(contract): "predictions", contract.target: "target"}.get(name, "shifted")
     description = "the values have shifted"
     if drift.kind == "timestamp":
         kind, description = "hours", "the hours of the day have shifted"

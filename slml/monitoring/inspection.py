@@ -27,10 +27,11 @@ from .labels import SHADOW, answers_of, expected_error, label_window, read_label
 from .limits import LIMITS, Limits
 from .performance import ExpectedError, Labelled
 from .windows import Window
-from ..quality.profile import PREDICTION, Profile
+from ..quality.profile import PREDICTION, Profile, prediction_name
 from ..registry.aliases import Pointer, read_state
 from ..registry.bundle import Bundle
 from ..serving.log_reader import read_log
+from ..serving.log_rows import LOG_COLUMNS
 from ..storage import write_text
 from ..workspace import Workspace
 
@@ -42,15 +43,16 @@ def model_inputs(
     bundle: Bundle,
 ) -> list[str]:
     "The columns of a request that a model reads, each once."
-    return [name for name in dict.fromkeys(bundle.encoder.columns) if name != bundle.contract.target]
+    return [n for n in dict.fromkeys(bundle.encoder.columns) if n not in (bundle.contract.target, *LOG_COLUMNS)]
 
 # %% ../../nbs/monitoring/inspection.ipynb #adddf3f1
 def select_columns(
     profile: Profile,
     names: Sequence[str],  # of columns
+    prediction: str = PREDICTION,  # the name of the predictions
 ) -> Profile:
     "A profile of fewer columns."
-    kept_names = {*names, PREDICTION}
+    kept_names = {*names, prediction}
     schema = {name: kind for name, kind in profile.schema.items() if name in kept_names}
     return replace(profile, columns={n: c for n, c in profile.columns.items() if n in kept_names}, schema=schema)
 
@@ -204,7 +206,7 @@ def inspect_window(
     sample = training_sample(bundle, workspace)
     slices = [f.column for f in contract.features if isinstance(f, Category)]
     timeline, detail = build_timelines(
-        window, rows.select(columns), select_columns(bundle.profile, names), contract,
+        window, rows.select(columns), select_columns(bundle.profile, names, prediction_name(contract)), contract,
         expected_error(bundle, sample), sample=sample, by=slices, classes=bundle.encoder.target.classes, limits=limits,
     )  # fmt: skip
     ref = f"{model}@{pointer.version}"

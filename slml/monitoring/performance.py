@@ -19,6 +19,7 @@ from ..display import Html, concat, element
 from ..display import table as html_table
 from ..errors import ContractError, TrainingError, closest
 from .limits import LIMITS, Limits
+from ..tables.names import inner_name
 
 # %% ../../nbs/monitoring/performance.ipynb #b3b7e714
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ def join_labels(
 
 def _last_of_each(labelled: pa.Table, keys: list[str], target: str) -> tuple[pa.Table, int]:
     "The last label of each row, and how many rows have labels that differ."
-    numbered = labelled.append_column("row_number", pa.array(np.arange(len(labelled))))
-    last_rows = numbered.group_by(keys).aggregate(
-        [("row_number", "max"), ("row_number", "count"), (target, "count_distinct")]
-    )
-    contradicting = pc.sum(pc.greater(last_rows[f"{target}_count_distinct"], 1)).as_py() or 0
-    return labelled.take(last_rows["row_number_max"]), contradicting
+    number, label = inner_name("number"), inner_name("label")
+    numbered = labelled.select(keys).append_column(number, pa.array(np.arange(len(labelled))))
+    numbered = numbered.append_column(label, labelled[target])
+    last_rows = numbered.group_by(keys).aggregate([(number, "max"), (label, "count_distinct")])
+    contradicting = pc.sum(pc.greater(last_rows[f"{label}_count_distinct"], 1)).as_py() or 0
+    return labelled.take(last_rows[f"{number}_max"]), contradicting
 
 # %% ../../nbs/monitoring/performance.ipynb #1aecd933
 def _chances(prediction: pa.ChunkedArray, classes: int) -> np.ndarray:  # (n, classes), NaN where there is none

@@ -201,7 +201,7 @@ def _load_pyfunc(path: str) -> "Bundle":
     return Bundle.load(path)
 
 # %% ../../nbs/registry/bundle.ipynb #e8cabd66
-PREDICTION = "prediction (torch)"  # the one column of parity.parquet that is not raw
+PREDICTION = "prediction (torch)"  # the last column of parity.parquet, the one that is not raw; or the next free name
 
 # %% ../../nbs/registry/bundle.ipynb #55cce4a3
 def _read_bundle_file(uri: str, name: str) -> bytes:
@@ -332,11 +332,11 @@ class Bundle:
 
     @property
     def rows(self) -> "pa.Table":  # the raw columns of the parity sample
-        return self.parity.drop_columns([PREDICTION])
+        return self.parity.select(self.parity.column_names[:-1])
 
     @property
     def expected_predictions(self) -> np.ndarray:  # (n,) or (n, classes): what torch predicted for these rows
-        return np.array(self.parity[PREDICTION].to_pylist())
+        return np.array(self.parity.column(-1).to_pylist())
 
     @cached_property
     def profile(self) -> "Profile":

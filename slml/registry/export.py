@@ -26,10 +26,11 @@ from ..contract.contract import Contract
 from ..errors import RegistryError
 from ..features.encoder import Encoder
 from ..models.model import Model
-from ..quality.profile import PREDICTION, Profile
+from ..quality.profile import Profile, prediction_name
 from ..quality.profile import profile as profiled
 from . import bundle as bundles
 from .bundle import TOLERANCE, Bundle, Lineage
+from ..tables.names import free_name
 
 # %% ../../nbs/registry/export.ipynb #70c3f6d7
 class Positional(nn.Module):
@@ -230,7 +231,7 @@ def _with_prediction(rows: pa.Table, predicted: np.ndarray, name: str) -> pa.Tab
 
 def _parity_file(rows: pa.Table, predicted: np.ndarray) -> bytes:
     "The parity sample as a Parquet file."
-    pq.write_table(_with_prediction(rows, predicted, bundles.PREDICTION), sink := io.BytesIO())
+    pq.write_table(_with_prediction(rows, predicted, free_name(bundles.PREDICTION, rows.column_names)), sink := io.BytesIO())
     return sink.getvalue()
 
 # %% ../../nbs/registry/export.ipynb #f15f41aa
@@ -241,8 +242,9 @@ def profile_of(
     batches: Iterable[pa.RecordBatch],  # raw columns, the target among them
 ) -> Profile:
     "The profile of the training rows and of the model's predictions for them."
+    name = prediction_name(contract)
     tables = (pa.Table.from_batches([batch]) for batch in batches)
-    predicted = (_with_prediction(rows, predict_torch(model, encoder, rows), PREDICTION) for rows in tables)
+    predicted = (_with_prediction(rows, predict_torch(model, encoder, rows), name) for rows in tables)
     return profiled((batch for rows in predicted for batch in rows.to_batches()), contract)
 
 # %% ../../nbs/registry/export.ipynb #b83ef566
