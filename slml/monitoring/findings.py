@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..contract.contract import Contract
-from ..contract.rules import Equals, ParsesAs, Rule, Unique
+from ..contract.rules import Equals, NotNull, ParsesAs, Rule, Unique
 from .distance import cohen_h, count_p_value, psi, shares_p_value
 from .groups import expected_hours, group_counts
 from .limits import Limits
@@ -259,6 +259,7 @@ def count_violations(
     stored = {n: t for n, t in stored_types(rows.schema()).items() if t != "other"}
     part = _applicable_contract(contract, stored)
     rules = [r for r in part.all_rules(stored) if not isinstance(r, (Unique, Equals, ParsesAs))] if part else []
+    rules = [r for r in rules if not (isinstance(r, NotNull) and r.column == contract.target)]  # its label is to come
     if not rules or not table.num_rows:
         return dict.fromkeys(rules, 0)
     ready = prepare(rows.select(*stored), part, rules, {}, lambda t, _: t)

@@ -45,7 +45,6 @@ def prediction_name(contract: Contract) -> str:
     return free_name(PREDICTION, contract.names)
 
 
-
 @dataclass(frozen=True)
 class Profile:
     "What the columns of a table look like."

@@ -231,7 +231,9 @@ def _with_prediction(rows: pa.Table, predicted: np.ndarray, name: str) -> pa.Tab
 
 def _parity_file(rows: pa.Table, predicted: np.ndarray) -> bytes:
     "The parity sample as a Parquet file."
-    pq.write_table(_with_prediction(rows, predicted, free_name(bundles.PREDICTION, rows.column_names)), sink := io.BytesIO())
+    pq.write_table(
+        _with_prediction(rows, predicted, free_name(bundles.PREDICTION, rows.column_names)), sink := io.BytesIO()
+    )
     return sink.getvalue()
 
 # %% ../../nbs/registry/export.ipynb #f15f41aa

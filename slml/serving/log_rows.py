@@ -140,7 +140,10 @@ def _request_columns(rows: "list | pa.Table", fields: "list[pa.Field]") -> "list
     if rows and not isinstance(rows[0], Mapping):
         import msgspec
 
+        from slml.serving.request import member_name
+
         rows = msgspec.to_builtins(rows, builtin_types=(datetime, date))
+        fields = [field.with_name(member_name(field.name)) for field in fields]
     return _from_rows(rows, fields)
 
 # %% ../../nbs/serving/log_rows.ipynb #c8427e1d

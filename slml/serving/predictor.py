@@ -21,8 +21,8 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import RegistryError
-from ..registry.bundle import PREDICTION, TOLERANCE, Bundle, agree
-from .request import Reader, Terms
+from ..registry.bundle import TOLERANCE, Bundle, agree
+from .request import Reader, Terms, member_name
 from ..tables.numbers import PADDING
 from ..tables.times import local_clock
 
@@ -353,8 +353,11 @@ def check_parity_sample(
     import pyarrow.parquet as pq
 
     parity = pq.ParquetFile(pa.BufferReader(predictor.bundle.files["parity.parquet"])).read(use_threads=False)
-    rows, expected = parity.drop_columns([PREDICTION]), np.array(parity[PREDICTION].to_pylist())
+    rows, expected = parity.select(parity.column_names[:-1]), np.array(parity.column(-1).to_pylist())
     lenient = Reader(predictor.terms, [i.column for i in predictor.encoding.inputs], strict=False).row
-    encoded = [predictor.encode(msgspec.convert(row, lenient)) for row in rows.to_pylist()]
+    encoded = [
+        predictor.encode(msgspec.convert({member_name(name): value for name, value in row.items()}, lenient))
+        for row in rows.to_pylist()
+    ]
     predicted = np.array(predictor.predict(encoded))
     return agree(rows, expected, predicted, tolerance, target=predictor.encoding.target)

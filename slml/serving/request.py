@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WORDS', 'BLANKS', 'CHECKS', 'CHECKED_AS_NULLABILITY', 'NOT_CHECKED', 'FAULTS', 'Column', 'value_kind', 'Terms',
            'Field', 'make_fields', 'read_value', 'is_blank', 'is_missing', 'Check', 'bound_value', 'make_checks',
-           'Fault', 'quote_value', 'RequestError', 'refusal', 'describe_field', 'bounds_a_number', 'row_class',
-           'Request', 'Reader', 'split_body', 'unknown_field', 'read_row', 'read_rows', 'rule_faults']
+           'Fault', 'quote_value', 'RequestError', 'refusal', 'describe_field', 'bounds_a_number', 'member_name',
+           'row_class', 'Request', 'Reader', 'split_body', 'unknown_field', 'read_row', 'read_rows', 'rule_faults']
 
 # %% ../../nbs/serving/request.ipynb #ebc4d1f9
 import math
@@ -356,6 +356,14 @@ def _field_type(column: Column, rule: Mapping[str, Any], strict: bool) -> Any:
     return Annotated[int if kind == "int" else _TYPES[kind], msgspec.Meta(**ends)] if ends else _TYPES[kind]
 
 # %% ../../nbs/serving/request.ipynb #a9d0ac51
+_ESCAPES = str.maketrans({'"': "\ufdd1", "\\": "\ufdd2"})  # characters that msgspec does not take in a name
+
+
+def member_name(column: str) -> str:
+    "The name of a column in the class of a row: the same, but for a quote or a backslash."
+    return column.translate(_ESCAPES)
+
+
 def row_class(
     fields: Sequence[Field],
     checks: Iterable[Check],
@@ -364,7 +372,7 @@ def row_class(
     "A row as a class."
     bounds = {c.columns[0]: c.rule for c in checks if bounds_a_number(c)}
     members = [_member(f"c{n}", field, bounds.get(field.column.name, {}), strict) for n, field in enumerate(fields)]
-    names = {f"c{n}": field.column.name for n, field in enumerate(fields)}
+    names = {f"c{n}": member_name(field.column.name) for n, field in enumerate(fields)}
     return msgspec.defstruct(
         "Row", members, rename=names, kw_only=True, frozen=True, forbid_unknown_fields=True, gc=False
     )
@@ -450,7 +458,8 @@ def split_body(
     names: Sequence[str],  # of the fields
 ) -> tuple[list, str | None]:  # the rows and the key
     "The rows of a body. Raises `RequestError` for a body that has none."
-    if isinstance(content, dict) and ("rows" not in content or "rows" in names):
+    several = isinstance(content, dict) and isinstance(content.get("rows"), list)  # which no column takes
+    if isinstance(content, dict) and not several and ("rows" not in content or "rows" in names):
         return [content], None
     if not isinstance(content, dict) or not isinstance(content["rows"], list):
         raise refusal([Fault(0, "", "a row as a JSON object, or rows as a list of them", quote_value(content))])
