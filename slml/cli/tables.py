@@ -48,19 +48,25 @@ def ingest_command(
     duplicates: Annotated[
         str, typer.Option(help="What to do with files that are already in the table: skip or refuse.")
     ] = "skip",
-    append: Annotated[
-        bool, typer.Option("--append/--replace", help="Add to the table's rows, or replace them.")
-    ] = True,
+    append: Annotated[bool, typer.Option("--append", help="Add to the table's rows; so it is by default.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the table's rows.")] = False,
+    key: Annotated[
+        str,
+        typer.Option(help="Columns that identify a row, separated by commas: rows that are there are not added again."),
+    ] = "",
     on: On = "",
     as_json: Json = False,
 ) -> None:
     """Ingest files into a table, and account for every row.
 
     Example: `slml ingest 'trips/2023-*.csv' trips --type 'at=timestamp %m/%d/%Y %H:%M'`"""
+    from slml.errors import UsageError
     from slml.runs.parameters import split_names
     from slml.tables.ingest import ingest_files, preview_files
     from slml.tables.options import ReadOptions
 
+    if append and replace:
+        raise UsageError("--append and --replace exclude each other.", todo="give one of them.")
     declared, names = pairs(types, "--type"), split_names(columns) or None
     options = ReadOptions(
         delimiter, quote, escape, decimal, thousands, encoding, tuple(null_words or ()), header, skip_lines, last_line,
@@ -68,7 +74,7 @@ def ingest_command(
     )  # fmt: skip
     if preview:
         outlook = preview_files(
-            source, table, open_workspace(on), types=declared, columns=names, options=options, append=append
+            source, table, open_workspace(on), types=declared, columns=names, options=options, append=not replace
         )
         show(str(outlook), outlook.to_dict(), as_json)
         return
@@ -80,7 +86,8 @@ def ingest_command(
         columns=names,
         options=options,
         duplicates=duplicates,
-        append=append,
+        append=not replace,
+        key=split_names(key),
     )
     show(str(report), vars(report), as_json)
 

@@ -148,10 +148,32 @@ class DataFiles:
 
     def _close(self) -> None:
         self._writer.close()
-        size = self._stream.tell()
+        size, footer = self._stream.tell(), self._writer.writer.metadata
         self._stream.close()  # on object storage, the file appears here
-        self.finished.append(_to_data_file(self.paths[-1], size, self._writer.writer.metadata, self.metadata))
+        self._read_back(self.paths[-1], footer.num_rows)
+        self.finished.append(_to_data_file(self.paths[-1], size, footer, self.metadata))
         self._stream = self._writer = None
+
+    def _read_back(self, path: str, rows: int) -> None:
+        "Open a file as its readers will. Raises `StorageError` where it is not what was written."
+        try:
+            with self.io.new_input(path).open() as stream:
+                file = pq.ParquetFile(stream)
+                same = file.schema_arrow.names == self.schema.names and file.schema_arrow.types == self.schema.types
+                came = (
+                    ""
+                    if same and file.metadata.num_rows == rows
+                    else f"{file.metadata.num_rows:,} rows: {file.schema_arrow}"
+                )
+        except (pa.ArrowException, ValueError) as error:
+            came = str(error)
+        if came:
+            raise StorageError(
+                f"{path} cannot be read back.",
+                expected=f"{rows:,} rows: {', '.join(self.schema.names)}",
+                came=came,
+                todo="The table is as it was before: check the storage, and start again.",
+            )
 
     def discard(
         self,

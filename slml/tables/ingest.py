@@ -34,6 +34,7 @@ from .arrow_values import column_type
 from .catalog import Catalog, Table
 from .chunks import Chunk, RowSource
 from .containers import archive_members
+from .growth import RowsBefore
 from .line_notes import LineSummary, line_notes
 from .numbers import number_format
 from .options import ReadOptions, options_text
@@ -63,28 +64,34 @@ class IngestReport:
     types: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()  # how the text files are laid out, each way once
+    known: int = 0  # rows that the table held already, by the key that was declared
 
     def __post_init__(self):
-        if self.rows != self.stored + self.rejected:
+        if self.rows != self.stored + self.rejected + self.known:
             raise LedgerError(
                 f"The rows of '{self.table}' do not add up; nothing was stored.",
                 expected=f"{self.rows:,} rows, as counted in the source",
-                came=f"{self.stored:,} stored + {self.rejected:,} rejected",
+                came=f"{self.stored:,} stored + {self.rejected:,} rejected" + self._known_text(),
                 todo="see whether the files changed while they were read, and start again.",
             )
 
     def __str__(self) -> str:
         files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
         lines = [f"{self.table}: {self.rows:,} rows in {files} = {self.stored:,} stored + {self.rejected:,} rejected"]
+        lines[0] += self._known_text()
         lines += [f"  rejects: in the table {self.table}__rejects"] * bool(self.rejects)
         lines += [f"  skipped {len(self.skipped)} that the table held already"] * bool(self.skipped)
         lines += [f"  read as {layout}" for layout in self.layouts if layout != PLAIN_LAYOUT]
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
+    def _known_text(self) -> str:
+        return f" + {self.known:,} there before" * bool(self.known)
+
     def _repr_html_(self) -> str:
         facts = {
             "table": self.table, "files": len(self.files), "rows in the files": f"{self.rows:,}",
-            "stored": f"{self.stored:,}", "rejected": f"{self.rejected:,}", "files skipped": len(self.skipped),
+            "stored": f"{self.stored:,}", "rejected": f"{self.rejected:,}", "there before": f"{self.known:,}",
+            "files skipped": len(self.skipped),
             "read as": "; ".join(self.layouts),
             "columns": ", ".join(f"{name}: {type}" for name, type in self.types.items()),
         }  # fmt: skip
@@ -418,6 +425,8 @@ class _Loader:
     plan: IngestPlan
     id: str  # of the ingest
     spool: Path  # of the rejects
+    before: RowsBefore
+    known: int = 0  # rows that the table held already
     stored: int = 0
     rejected: int = 0
     example: str = ""
@@ -429,12 +438,37 @@ class _Loader:
             column: " or ".join(map(swap_day_and_month, self.plan.types[column].formats))
             for column in self.swapped_dates
         }
-        return [
+        notes = [
             f"{column}: {count:,} of the rejected values fit {formats[column]}; the declared order of day and month "
             "may be wrong, and the stored rows with it."
             for column, count in self.swapped_dates.items()
             if count
         ]
+        return notes + [self._growth_note()] * bool(self.known)
+
+    def _growth_note(self) -> Note:
+        if self.before.key:
+            key = ", ".join(self.before.key)
+            return Note(f"{self.known:,} rows were in the table before, by the key {key}; not added.", count=self.known)
+        text = f"{self.known:,} of {self.stored:,} rows were in the table before, and are in it once more."
+        todo = "Declare the key of a row (key=) to add new rows only, or replace the table (append=False)."
+        return Note(text, count=self.known, todo=todo)
+
+    def _new_rows(self, rows: pa.Table, chunk: Chunk, rejects: list[Reject]) -> tuple[pa.Table, list[Reject]]:
+        "The rows to add, and the rejects, with those whose key is there with other values."
+        growth = self.before.compare(rows)
+        self.known += int(growth.known.sum())
+        if not self.before.key:
+            return rows, rejects
+        if growth.changed.any():
+            places = np.flatnonzero(~np.isin(chunk.lines, [reject.line for reject in rejects]))[growth.changed]
+            key, values = self.before.key, rows.filter(pa.array(growth.changed))[self.before.key[0]].to_pylist()
+            reason = f"the key {', '.join(key)} is in the table with other values"
+            rejects = rejects + [
+                Reject(int(chunk.lines[place]), chunk.raw(int(place)), reason, key[0], str(value))
+                for place, value in zip(places, values, strict=True)
+            ]
+        return rows.filter(pa.array(growth.new)), sorted(rejects, key=lambda reject: reject.line)
 
     def batches(
         self, schema: pa.Schema, connection: duckdb.DuckDBPyConnection, advance: Callable, before_commit: Callable
@@ -444,6 +478,8 @@ class _Loader:
             for source in self.plan.sources:
                 for chunk in source.chunks(list(self.plan.types), advance):
                     rows, rejects = _convert_rows(chunk, self.plan.types, connection)
+                    if self.before.compares:
+                        rows, rejects = self._new_rows(rows, chunk, rejects)
                     self.stored, self.rejected = self.stored + len(rows), self.rejected + len(rejects)
                     if rejects:
                         first = f"{source.file.name}, line {rejects[0].line}: {rejects[0].reason}"
@@ -531,6 +567,7 @@ def ingest_files(
     options: ReadOptions | None = None,  # how text files are written; what is left out is found
     duplicates: str = "skip",  # files that the table holds already: skip or refuse
     append: bool = True,  # add to the table's rows; False: the table then holds this source and no other
+    key: Sequence[str] = (),  # columns that identify a row: one whose key the table holds is not added again
 ) -> IngestReport:
     "Take files into a table. Raises `UsageError`, `IngestError`, `LedgerError`, `StorageError`; then nothing changed."
     if duplicates not in ("skip", "refuse"):
@@ -550,8 +587,21 @@ def ingest_files(
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=table, leave=False, delay=2)  # for long work only
     with workspace.scratch() as scratch, parsing_connection() as connection, bar:
         plan = _make_plan(sources, declared, table_types, connection, bar.update, options)
-        load = _Loader(plan, _ingest_id(files), scratch / "rejects.parquet")
+        before = RowsBefore(target.table if append else None, list(plan.types), _check_key(key, list(plan.types)))
+        load = _Loader(plan, _ingest_id(files), scratch / "rejects.parquet", before)
         return _store_rows(target, rejects, files, load, source, connection, bar.update)
+
+# %% ../../nbs/tables/ingest.ipynb #1d14d99a
+def _check_key(key: Sequence[str], columns: Sequence[str]) -> list[str]:
+    "The columns of a key. Raises `UsageError` for one that is not there."
+    for column in key:
+        if column not in columns:
+            raise UsageError(
+                f"There is no column '{column}' to be a key.",
+                expected=f"one of {', '.join(columns)}",
+                todo=closest(column, columns) or "name columns of the source.",
+            )
+    return list(key)
 
 # %% ../../nbs/tables/ingest.ipynb #3ed4f2a6
 def _empty_report(target: Table, files: _Files, table_types: Mapping[str, ColumnType]) -> IngestReport:
@@ -606,6 +656,7 @@ def _store_rows(
         return IngestReport(
             target.table.name, snapshot, "".join(refs), tuple(files.new.values()),
             rows=plan.rows, stored=load.stored, rejected=load.rejected,
+            known=load.known if load.before.key else 0,
             skipped=tuple(files.already_stored), types={c: t.name for c, t in plan.types.items()},
             notes=(*files.notes, *plan.notes, *load.notes), layouts=plan.layouts,
         )  # fmt: skip
@@ -613,7 +664,7 @@ def _store_rows(
     def before_commit() -> None:
         notes = report("").notes  # the rows add up, or nothing is stored
         properties["ingest.notes"] = notes_to_json((*target.notes(), *notes))
-        if not load.stored:
+        if not load.stored and not load.known:
             raise IngestError(
                 f"No row of {source} could be taken; nothing was stored.",
                 expected="rows that fit the columns and their types",
