@@ -27,6 +27,7 @@ from pyiceberg.typedef import Record
 from ..errors import StorageError
 from ..storage import filesystem, is_storage_error
 from .rowhash import ROW_HASH
+from .storable import storable_schema
 
 # %% ../../nbs/tables/files.ipynb #5d6e9ea3
 class StorageIO(FileIO):
@@ -120,6 +121,7 @@ class DataFiles:
     ):
         self.metadata, self.io, self.id = metadata, io, uuid.uuid4().hex
         self.schema = schema_to_pyarrow(metadata.schema(), include_field_ids=True)
+        self._columns = storable_schema(self.schema)
         self.paths: list[str] = []
         self.finished: list[DataFile] = []
         self._stream = self._writer = None
@@ -159,12 +161,8 @@ class DataFiles:
         try:
             with self.io.new_input(path).open() as stream:
                 file = pq.ParquetFile(stream)
-                same = file.schema_arrow.names == self.schema.names and file.schema_arrow.types == self.schema.types
-                came = (
-                    ""
-                    if same and file.metadata.num_rows == rows
-                    else f"{file.metadata.num_rows:,} rows: {file.schema_arrow}"
-                )
+                columns, count = storable_schema(file.schema_arrow), file.metadata.num_rows
+            came = "" if count == rows and columns == self._columns else f"{count:,} rows: {', '.join(columns.names)}"
         except (pa.ArrowException, ValueError) as error:
             came = str(error)
         if came:
