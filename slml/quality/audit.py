@@ -17,10 +17,10 @@ import pandas as pd
 
 from ..contract.contract import Contract, check_contract
 from ..contract.display import terms
-from ..contract.rules import LETTERS, ParsesAs, Rule
+from ..contract.rules import LETTERS, NotNull, ParsesAs, Rule
 from ..display import Html, bar, concat, element, table, text_table
 from .references import reference_snapshots
-from .rules import check_columns, prepare, raw_name, read_as, stored_types, violates
+from .rules import check_columns, is_there, prepare, raw_name, read_as, stored_types, violates
 from ..tables.catalog import Catalog, Cleaned, Snapshot, find_snapshot
 from ..tables.engine import Engine, use_engine
 from ..tables.names import inner_name
@@ -68,6 +68,11 @@ def mark(
     rules = contract.all_rules(stored_types(table.schema()))
     prepared = prepare(table, contract, rules, references, engine.with_row_hash)
     flags = [violates(rule, prepared).fill_null(False) for rule in rules]
+    unread = {rule.column: rule for rule in rules if isinstance(rule, ParsesAs)}
+    for i, rule in enumerate(rules):
+        if isinstance(rule, NotNull) and rule.column in unread:  # what cannot be read is one fault, and not missing too
+            parses = unread[rule.column]
+            flags[i] &= ~is_there(prepared[raw_name(rule.column)], parses.type, parses.nulls)
     names = [inner_name(f"broken {number}") for number in (*range(len(rules)), "any")]
     flags.append(any_of(flags))
     marked = prepared.mutate([flag.name(name) for flag, name in zip(flags, names, strict=True)])

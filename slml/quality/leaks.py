@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..contract.columns import Column
+from ..notes import Note
 from .bounds import column_floats
 
 # %% ../../nbs/quality/leaks.ipynb #902b4786
@@ -303,14 +304,16 @@ def _class_leaks(labelled: pa.Table, others: Sequence[Column], target: str) -> t
     return set(leak), tuple(_warning((name,), target) for name in leak)
 
 
-def _warning(leak: Sequence[str], target: str, how: str = "") -> str:
+def _warning(leak: Sequence[str], target: str, how: str = "") -> Note:
     "What to say of columns that give the target away."
     together = f"{' + '.join(leak)} together give" if len(leak) > 1 else f"'{leak[0]}' alone gives"
     features = ", ".join(f"Numeric('{n}')" for n in leak)
-    return (
+    return Note(
         f"Target leak: {together} '{target}' away in most rows{f' ({how})' if how else ''}, so they are left out "
-        f"of the features. If they are known before the prediction, put them back: "
-        f"contract.replace(features=(*contract.features, {features}))."
+        f"of the features.",
+        leak[0] if len(leak) == 1 else "",
+        todo="If they are known before the prediction, put them back: "
+        f"contract.replace(features=(*contract.features, {features})).",
     )
 
 # %% ../../nbs/quality/leaks.ipynb #cfbf1292
