@@ -7,10 +7,13 @@ __all__ = ['Counts', 'align_bins', 'number_groups', 'category_groups', 'hour_cov
            'group_counts']
 
 # %% ../../nbs/monitoring/groups.ipynb #e5a9d687
+from datetime import datetime, timedelta
+
 import numpy as np
 
 from ..quality.bins import NumberBins, TimeBins
 from ..quality.column_profile import EPOCH_HOUR, ColumnProfile
+from ..tables.times import changed_hours
 
 # %% ../../nbs/monitoring/groups.ipynb #ece288bc
 Counts = tuple[np.ndarray, np.ndarray]  # (groups,) each, counts of the reference and of the window
@@ -62,7 +65,16 @@ def hour_coverage(
     weeks, rest = divmod(last - first, 168)
     slots = np.arange(int(last - rest), int(last) + 1)
     lengths = (np.minimum(slots + 1, last) - np.maximum(slots, last - rest)).clip(0)
-    return np.bincount((slots + EPOCH_HOUR) % 168, lengths, 168) + weeks
+    coverage = np.bincount((slots + EPOCH_HOUR) % 168, lengths, 168) + weeks
+    return (coverage + _changed_coverage(column)).clip(0) if column.zone else coverage
+
+
+def _changed_coverage(column: ColumnProfile) -> np.ndarray:  # (168,)
+    "How much more or less of each hour of the week there is, because clocks go forward and back."
+    start, (first, last) = datetime(1970, 1, 1), (timedelta(seconds=s) for s in (column.low, column.high))
+    changes = changed_hours(start + first, start + last, column.zone)
+    slots = np.array([int((hour - start).total_seconds()) // 3600 for hour in changes], np.int64)
+    return np.bincount((slots + EPOCH_HOUR) % 168, list(changes.values()), 168) if changes else np.zeros(168)
 
 # %% ../../nbs/monitoring/groups.ipynb #c23dec4c
 def expected_hours(

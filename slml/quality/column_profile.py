@@ -42,6 +42,7 @@ class ColumnProfile:
     week: tuple[int, ...] = ()  # values by hour of the week from Monday 00:00, of times
     categories: dict[str, int] = field(default_factory=dict)  # as text, the most frequent first
     error: int = 0  # by which the count of a category may be too low
+    zone: str = ""  # of times: where the clock hangs that shows them
 
     @property
     def rows(self) -> int:
@@ -97,6 +98,7 @@ def merge_columns(a: ColumnProfile, b: ColumnProfile) -> ColumnProfile:
         week=tuple(x + y for x, y in zip(a.week, b.week, strict=True)) if a.week and b.week else a.week or b.week,
         categories=categories,
         error=a.error + b.error + off,
+        zone=a.zone or b.zone,
     )
 
 # %% ../../nbs/quality/column_profile.ipynb #66ba515e
@@ -243,7 +245,8 @@ def profile_column(
         missing = pc.sum(pc.is_null(values, nan_is_null=True)).as_py()
     invalid = typed.null_count - missing
     nulls = len(values) - parts["count"] - invalid
-    return ColumnProfile(kind=kind, nulls=nulls, invalid=invalid, **parts)
+    zone = (declared.zone or "UTC" * declared.instant) if kind == "timestamp" else ""
+    return ColumnProfile(kind=kind, nulls=nulls, invalid=invalid, zone=zone, **parts)
 
 # %% ../../nbs/quality/column_profile.ipynb #de1f4660
 def iso_time(seconds: float) -> str:  # ISO 8601, as 2023-01-31T08:00:00
@@ -262,6 +265,7 @@ def column_to_dict(c: ColumnProfile) -> dict[str, Any]:
         plain |= {"low": c.low, "high": c.high, "bins": asdict(c.bins)}
     if c.week:
         plain |= {"hours": c.hours, "weekdays": c.weekdays, "week": c.week}
+    plain |= {"zone": c.zone} if c.zone else {}
     return {**plain, "categories": c.categories, "other": c.other, "error": c.error}
 
 
@@ -273,4 +277,5 @@ def column_from_dict(plain: Mapping[str, Any]) -> ColumnProfile:
         bins=_BINS[plain["kind"]](bins["level"], tuple(bins["codes"]), tuple(bins["counts"])) if bins else None,
         **{name: plain.get(name) for name in ("low", "high")},
         week=tuple(plain.get("week", ())),
+        zone=plain.get("zone", ""),
     )

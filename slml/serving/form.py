@@ -10,8 +10,10 @@ __all__ = ['MENU', 'INPUTS', 'decimals', 'format_number', 'input_columns', 'Form
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from ..display import Html, concat, element
+from ..tables.times import find_zone
 
 # %% ../../nbs/serving/form.ipynb #c76bf1cb
 def decimals(
@@ -56,6 +58,7 @@ class FormField:
     high: str = ""
     trained: bool = False  # whether low and high are of the training rows
     quantiles: tuple[tuple[float, float], ...] = ()  # (share, value), of a number
+    instant: bool = False  # whether a time is asked with its offset
 
     @property
     def range(self) -> str:
@@ -109,7 +112,19 @@ def _time_field(contract: Mapping, column: Mapping, column_profile: Mapping) -> 
     low, high = ends
     middle = (column_profile.get("quantiles") or {}).get("0.5") or low or high
     times = {"low": low, "high": high, "default": middle}
-    return {key: str(time).replace(" ", "T")[:length] for key, time in times.items() if time} | {"trained": trained}
+    texts = {key: str(time).replace(" ", "T")[:length] for key, time in times.items() if time}
+    if column.get("instant") and "default" in texts:
+        texts["default"] = _with_offset(texts["default"], column.get("zone") or "UTC")
+    return texts | {"trained": trained, "instant": bool(column.get("instant"))}
+
+
+def _with_offset(
+    text: str,  # what the clock in the zone shows
+    zone: str,
+) -> str:
+    "A time as an instant, with the offset of the zone."
+    moment = datetime.fromisoformat(text).replace(tzinfo=find_zone(zone))
+    return moment.isoformat(timespec="minutes")
 
 # %% ../../nbs/serving/form.ipynb #fdbb60c3
 def _choice_field(contract: Mapping, column: Mapping, column_profile: Mapping) -> dict:
@@ -211,7 +226,7 @@ def control(
         return _menu(field, ("true", "false"), attributes)
     if field.options and (field.closed or len(field.options) <= MENU):
         return _menu(field, field.options, attributes)
-    attributes |= {"type": "text" if field.options else INPUTS.get(field.type, "text"), "value": field.default}
+    attributes |= {"type": "text" if field.options or field.instant else INPUTS.get(field.type, "text"), "value": field.default}
     attributes |= {"step": "1" if field.type == "int" else "any"} if attributes["type"] == "number" else {}
     required = None if field.nullable else ""
     if field.options:

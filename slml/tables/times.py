@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLANKS', 'TIMES', 'CLOCK_TIMES', 'ZONED', 'FAMILIES', 'SHAPES', 'ISO_FORMATS', 'MONTHS', 'DAY_ORDERS', 'has_offset',
            'fixed_offset', 'find_zone', 'available_zones', 'zone_or_utc', 'split_zone', 'time_pattern', 'read_time',
-           'has_format', 'naive_zone', 'as_declared', 'local_clock', 'swap_day_and_month']
+           'has_format', 'naive_zone', 'as_declared', 'local_clock', 'changed_hours', 'swap_day_and_month']
 
 # %% ../../nbs/tables/times.ipynb #f96da26a
 import re
@@ -268,6 +268,24 @@ def local_clock(
         return moment.astimezone(find_zone(zone or "UTC")).replace(tzinfo=None)
     except OverflowError:  # a day at the end of the calendar
         return moment.replace(tzinfo=None)
+
+# %% ../../nbs/tables/times.ipynb #de3a2d8e
+def changed_hours(
+    first: datetime,  # of the clock in the zone
+    last: datetime,
+    zone: str,
+) -> dict[datetime, int]:  # the hour that the clock shows -> -1 where it is left out, 1 where it is shown twice
+    "The hours between two times that a clock leaves out or shows twice."
+    place, changes, day = find_zone(zone), {}, timedelta(days=1)
+    midnight = datetime.combine(first.date(), time())
+    while midnight <= last:
+        ends = [(midnight + day * n).replace(tzinfo=place).utcoffset() for n in (0, 1)]
+        for hour in [midnight + timedelta(hours=n) for n in range(24)] if ends[0] != ends[1] else ():
+            before, after = (hour.replace(tzinfo=place, fold=fold).utcoffset() for fold in (0, 1))
+            if before != after and first <= hour <= last:
+                changes[hour] = -1 if before < after else 1
+        midnight += day
+    return changes
 
 # %% ../../nbs/tables/times.ipynb #cf662d31
 DAY_ORDERS = ("day first", "month first")

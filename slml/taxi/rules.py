@@ -58,6 +58,7 @@ def column(name: str) -> Column:
         unit=UNITS.get(name, ""),
         nullable=name not in REQUIRED,
         format=TIME_FORMAT if name in TIMES else "",
+        zone="America/New_York" if name in TIMES else "",
         description=DESCRIPTIONS.get(name, ""),
     )
 
