@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROW', 'SOURCE', 'PREDICTED', 'READABLE', 'READ_ROWS', 'GRAPH_ROWS', 'PART_ROWS', 'key_columns', 'check_predictable',
-           'prediction_columns', 'output_schema', 'declared_texts', 'predict_batch', 'map_in_order', 'RowGroups',
-           'row_group_parts', 'predict_part', 'count_predictions', 'PredictionResult', 'predict_snapshot',
+           'prediction_columns', 'output_schema', 'declared_texts', 'declared_times', 'predict_batch', 'map_in_order',
+           'RowGroups', 'row_group_parts', 'predict_part', 'count_predictions', 'PredictionResult', 'predict_snapshot',
            'plot_predictions']
 
 # %% ../../nbs/serving/batch.ipynb #41237fd6
@@ -37,6 +37,8 @@ from ..tables.numbers import PADDING
 from ..tables.parquet import open_parquet
 from ..tables.rowhash import ROW_HASH
 from ..tables.storable import check_fits
+from ..tables.time_columns import parsing_connection, read_times
+from ..tables.times import naive_zone
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,6 +155,21 @@ def declared_texts(
             numbers = parse_numbers(texts, "int", tuple(column.format.split(" or ")) if column.format else ())
             texts = pc.coalesce(numbers.cast(pa.string()), texts)
         rows = rows.set_column(rows.schema.get_field_index(name), name, texts)
+    return declared_times(bundle, rows)
+
+
+def declared_times(
+    bundle: Bundle,
+    rows: pa.RecordBatch,  # as stored
+) -> pa.RecordBatch:
+    "The rows with the texts of times as the contract reads them; one that it cannot read is missing."
+    for name in {i.column for i in bundle.encoder.inputs if i.kind == "timestamp"} & set(bundle.contract.names):
+        column, values = bundle.contract.column(name), rows.column(name)
+        if pa.types.is_string(values.type):
+            formats = tuple(column.format.split(" or ")) if column.format else ()
+            zone = naive_zone(formats, column.zone)
+            times = read_times(values, formats, column.instant, zone, parsing_connection())
+            rows = rows.set_column(rows.schema.get_field_index(name), name, times)
     return rows
 
 

@@ -226,7 +226,10 @@ def control(
         return _menu(field, ("true", "false"), attributes)
     if field.options and (field.closed or len(field.options) <= MENU):
         return _menu(field, field.options, attributes)
-    attributes |= {"type": "text" if field.options or field.instant else INPUTS.get(field.type, "text"), "value": field.default}
+    attributes |= {
+        "type": "text" if field.options or field.instant else INPUTS.get(field.type, "text"),
+        "value": field.default,
+    }
     attributes |= {"step": "1" if field.type == "int" else "any"} if attributes["type"] == "number" else {}
     required = None if field.nullable else ""
     if field.options:

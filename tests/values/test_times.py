@@ -1,4 +1,4 @@
-"""Times: what a file says at ingest, in a query, in training, in requests and in batch prediction is the same moment."""
+"""Times: what a file says at ingest, in queries, training, requests and batch prediction is the same moment."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -173,7 +173,9 @@ TWELVE_DAYS = [f"{day:02}/{day:02}/24" for day in range(1, 13)]
 )  # fmt: skip
 def test_what_a_column_is_found_to_be(texts: list[str], type: str, told: str) -> None:
     answer, note = found(*texts)
-    assert answer == type and told in note and (told or not note)
+    assert answer == type
+    assert told in note
+    assert told or not note
 
 
 def test_offsets_and_utc_do_not_mix_up(tmp_path: Path, workspace: Workspace) -> None:
@@ -211,8 +213,10 @@ def test_days_that_stand_for_none_are_named(tmp_path: Path, workspace: Workspace
     take(tmp_path, workspace, [*days, "9999-12-31", "9999-12-31", "0000-00-00"])
     contract = infer("t", target="y", workspace=workspace)
     (note,) = [note for note in contract.notes if "9999-12-31" in note]
-    assert "in 2 rows" in note and "Between" in note
-    assert contract.columns[0].nulls == ("0000-00-00",) and contract.columns[0].nullable
+    assert "in 2 rows" in note
+    assert "Between" in note
+    assert contract.columns[0].nulls == ("0000-00-00",)
+    assert contract.columns[0].nullable
 
 
 # The same moment at every stage
@@ -236,7 +240,8 @@ def test_training_json_arrow_and_batch_encode_alike(case: str, tmp_path: Path, w
     take(tmp_path, workspace, texts)
     contract = infer("t", target="y", workspace=workspace)
     column = contract.column("at")
-    assert column.type == "timestamp" and column.instant == has_offset(format)
+    assert column.type == "timestamp"
+    assert column.instant == has_offset(format)
     changed = column.model_copy(update={"zone": zone})
     contract = contract.replace(columns=tuple(changed if c.name == "at" else c for c in contract.columns))
     kept = clean("t", contract, workspace=workspace)
@@ -286,7 +291,8 @@ def test_a_request_is_refused_rather_than_moved_by_hours(column: Column, value: 
     reader = terms_of(column)
     with pytest.raises(RequestError) as refused:
         reader(msgspec.json.encode({"at": value}))
-    assert refused.value.faults[0].field == "at" and expected in refused.value.faults[0].expected
+    assert refused.value.faults[0].field == "at"
+    assert expected in refused.value.faults[0].expected
     moment = datetime.fromisoformat(value)
     for values in (pa.array([value]), pa.array([moment], pa.timestamp("us", "UTC" if moment.tzinfo else None))):
         with pytest.raises(RequestError) as refused:
@@ -337,5 +343,6 @@ def test_an_hour_that_clocks_leave_out_is_not_missing(zone: str) -> None:
 
 
 def test_naive_zone_is_where_the_formats_allow_it() -> None:
-    assert naive_zone((), "UTC") == "UTC" and naive_zone(("%H:%M",), "UTC") == "UTC"
+    assert naive_zone((), "UTC") == "UTC"
+    assert naive_zone(("%H:%M",), "UTC") == "UTC"
     assert naive_zone(("%H:%M%z",), "UTC") == "" == naive_zone(("%H:%M",), "")
