@@ -36,12 +36,12 @@ class Numeric(Feature):
 
 
 class Category(Feature):
-    "One of a limited number of values; rarer ones beyond the limit share one code."
+    "One of several values. Of more than `max_categories` the rarest share the code of unknown values."
 
     accepts: ClassVar[tuple[str, ...]] = ("int", "text", "bool")
     kind: Literal["category"] = "category"
     column: str
-    max_categories: int = Field(default=256, ge=1)
+    max_categories: int = Field(default=100_000, ge=1)
 
 # %% ../../nbs/contract/features.ipynb #6ae778fd
 class TimeParts(Feature):

@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
+import ibis
 import pyarrow as pa
 
 from ..contract.contract import Contract, check_contract
+from ..contract.features import Category
 from ..errors import TrainingError, UsageError
 from .model import TrainedModel
-from ..features.encoder import Batch, Encoder
+from ..features.encoder import Batch, Encoder, most_frequent
 from ..models.model import Model, build_model, save_model
 from ..models.networks import dropout_for
 from ..quality.clean import Ledger
@@ -40,7 +42,7 @@ from ..training.loader import Loader
 from ..workspace import Workspace
 
 # %% ../../nbs/explore/training.ipynb #f5decd62
-FIT_ROWS = 100_000  # of the training part, that vocabularies, scales and bins are fitted on, at most
+FIT_ROWS = 100_000  # of the training part, that scales and bins are fitted on, at most
 
 
 def fit_encoder(
@@ -60,8 +62,22 @@ def fit_encoder(
             part = split.part("train").filter(engine.table(snapshot))
             of_rare = part.filter(part[contract.target].cast("string").isin(rare)).order_by(ROW_HASH)
             fitted_on = pa.concat_tables([fitted_on, engine.read(of_rare).select(fitted_on.column_names)])
-    encoder = Encoder.fit(fitted_on, contract)
+        vocabularies = {} if rows == split.rows["train"] else _vocabularies(snapshot, contract, split, engine)
+    encoder = Encoder.fit(fitted_on, contract, vocabularies)
     return encoder, encoder(fitted_on)
+
+
+def _vocabularies(snapshot: Snapshot, contract: Contract, split: Split, engine: Engine) -> dict[str, tuple[str, ...]]:
+    "The values of each category in the whole training part: a sample lacks many of those that are rare."
+    part = split.part("train").filter(engine.table(snapshot))
+    vocabularies = {}
+    for feature in contract.features:
+        if isinstance(feature, Category):
+            values = part.select(value=part[feature.column]).drop_null().group_by("value")
+            counted = values.aggregate(rows=ibis._.count()).order_by(ibis.desc("rows"), "value")
+            answer = engine.read(counted.limit(feature.max_categories))
+            vocabularies[feature.column] = most_frequent(answer["value"], answer["rows"], feature.max_categories)
+    return vocabularies
 
 
 def _check_classes(split: Split, contract: Contract) -> None:

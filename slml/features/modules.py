@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['calendar', 'CalendarParts', 'GreatCircle', 'Standardize', 'Quantile', 'quantile_knots', 'bins', 'PiecewiseLinear',
-           'CategoryEncoding', 'MissingFlags']
+           'embedding_width', 'CategoryEncoding', 'MissingFlags']
 
 # %% ../../nbs/features/modules.ipynb #8addf537
 import math
@@ -254,6 +254,13 @@ class PiecewiseLinear(nn.Module):
         return self.embeddings(x).flatten(1)
 
 # %% ../../nbs/features/modules.ipynb #a4b62660
+def embedding_width(
+    size: int,  # number of codes
+) -> int:  # numbers for each value
+    "Wider for more values up to 32; of tens of thousands narrower again, so that a table has half a million numbers."
+    return min(32, 2 * round(size**0.5), max(8, 2**19 // size))
+
+
 class CategoryEncoding(nn.Module):
     """Codes of several columns as one row of numbers: one-hot for few values, embeddings for many.
 
@@ -267,7 +274,7 @@ class CategoryEncoding(nn.Module):
     ):
         super().__init__()
         self.sizes, self.limit = list(sizes), limit
-        widths = [size - 1 if size <= limit else min(32, 2 * round(size**0.5)) for size in sizes]
+        widths = [size - 1 if size <= limit else embedding_width(size) for size in sizes]
         self.tables = nn.ModuleList(
             [nn.Embedding(s, w) if s > limit else nn.Identity() for s, w in zip(sizes, widths, strict=True)]
         )
