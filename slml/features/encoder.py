@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LOST', 'NO_TIME', 'UNKNOWN', 'MISSING', 'KINDS', 'number_array', 'finite_numbers', 'number_scale', 'second_array',
-           'category_texts', 'vocabulary', 'code_array', 'ModelInput', 'Target', 'Batch', 'Encoder']
+           'category_texts', 'vocabulary', 'most_frequent', 'code_array', 'ModelInput', 'Target', 'Batch', 'Encoder']
 
 # %% ../../nbs/features/encoder.ipynb #10d28b73
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -114,18 +115,28 @@ def vocabulary(
     size: int,  # at most so many values, the most frequent ones
 ) -> tuple[str, ...]:  # most frequent first, ties by value
     "The values of a column that get a code of their own."
-    counts = category_texts(column.drop_null()).combine_chunks().value_counts()
-    table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
+    counts = column.drop_null().combine_chunks().value_counts()
+    return most_frequent(counts.field("values"), counts.field("counts"), size)
+
+
+def most_frequent(
+    values: pa.Array | pa.ChunkedArray,  # each once, none of them null
+    counts: pa.Array | pa.ChunkedArray,  # the rows of each
+    size: int,  # at most so many values
+) -> tuple[str, ...]:  # most frequent first, ties by value
+    "The values that get a code of their own, as text."
+    texts = pa.table({"value": category_texts(values), "count": counts}).group_by("value")
+    table = texts.aggregate([("count", "sum")]).rename_columns({"count_sum": "count"})
     return tuple(table.sort_by([("count", "descending"), ("value", "ascending")])["value"].to_pylist()[:size])
 
 # %% ../../nbs/features/encoder.ipynb #0b902dd0
 def code_array(
     column: pa.ChunkedArray,  # as passed to `vocabulary`
-    values: Sequence[str],  # the vocabulary
+    values: Sequence[str] | pa.Array,  # the vocabulary
 ) -> np.ndarray:  # (rows,), int64: UNKNOWN, MISSING, or 2 + the index in the vocabulary
     "The code of each value."
     distinct = column.combine_chunks().dictionary_encode()
-    known = pa.array(values, pa.string())
+    known = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
     index = pc.index_in(category_texts(distinct.dictionary), value_set=known)
     if pa.types.is_string(distinct.dictionary.type):  # older vocabularies may have blanks around their values
         index = pc.coalesce(pc.index_in(distinct.dictionary, value_set=known), index)
@@ -144,6 +155,11 @@ class ModelInput(BaseModel, frozen=True):
     scale: float = 1.0  # of a number: divided by in float64
     zone: str = ""  # of instants: in which hours and weekdays are taken
 
+    @cached_property
+    def _value_set(self) -> pa.Array:
+        "The vocabulary for Arrow, made once: there may be many thousands of values."
+        return pa.array(self.vocabulary, pa.string())
+
     def __call__(
         self,
         column: pa.ChunkedArray,
@@ -151,7 +167,7 @@ class ModelInput(BaseModel, frozen=True):
         "The column as an array; raises `TrainingError` when its values are of another kind."
         try:
             if self.kind == "category":
-                return code_array(column, self.vocabulary)
+                return code_array(column, self._value_set)
             if self.kind == "number":
                 return number_array(column, self.offset, self.scale)
             return second_array(column, self.zone)
@@ -170,27 +186,32 @@ KINDS = {"numeric": "number", "distance": "number", "category": "category", "tim
 def _inputs(
     contract: Contract,
     sample: pa.Table,
+    vocabularies: Mapping[str, tuple[str, ...]],
 ) -> tuple[ModelInput, ...]:  # one for each column and kind, in the contract's order
     "The inputs that the contract's features read."
     sizes = {
         (column, KINDS[f.kind]): getattr(f, "max_categories", 0) for f in contract.features for column in f.columns
     }
-    inputs, names = [], set()
+    fitted: dict[tuple[str, str], dict[str, Any]] = {key: {} for key in sizes}
     for (column, kind), size in sizes.items():
+        if kind == "category":
+            values = vocabularies.get(column) or vocabulary(_named_column(sample, column), size)
+            fitted[column, kind] = {"vocabulary": values}
+        elif kind == "number":
+            fitted[column, kind] = _number_facts(contract, sample, column)
+        elif contract.column(column).instant:
+            fitted[column, kind] = {"zone": contract.column(column).zone or "UTC"}
+    inputs, names = [], set()
+    for column, kind in sizes:
         name = f"{column}_{kind}" if column in names else column  # the same column as a number and as a category
         names.add(name)
-        inputs.append(ModelInput(name=name, column=column, kind=kind, **_fitted(contract, sample, column, kind, size)))
+        inputs.append(ModelInput(name=name, column=column, kind=kind, **fitted[column, kind]))
     return tuple(inputs)
 
 
-def _fitted(contract: Contract, sample: pa.Table, column: str, kind: str, size: int) -> dict[str, Any]:
-    "What an input learns from the training rows. Degrees of a distance stay degrees."
-    if kind == "timestamp":
-        declared = contract.column(column)
-        return {"zone": declared.zone or "UTC"} if declared.instant else {}
-    if kind == "category":
-        return {"vocabulary": vocabulary(_named_column(sample, column), size)}
-    if kind != "number" or any(f.kind == "distance" and column in f.columns for f in contract.features):
+def _number_facts(contract: Contract, sample: pa.Table, column: str) -> dict[str, float]:
+    "What a number learns from the training rows. Degrees of a distance stay degrees."
+    if any(f.kind == "distance" and column in f.columns for f in contract.features):
         return {}
     offset, scale = number_scale(_named_column(sample, column))
     return {"offset": offset, "scale": scale} if (offset, scale) != (0.0, 1.0) else {}
@@ -321,10 +342,11 @@ class Encoder(BaseModel, frozen=True):
         cls,
         sample: pa.Table,  # rows of the training part; all of them, or enough to hold every class
         contract: Contract,
+        vocabularies: Mapping[str, tuple[str, ...]] = {},  # column -> values of all rows, where the sample is not all
     ) -> "Encoder":
         "Learn vocabularies and classes; raises `TrainingError` when the contract lacks a target, a task or features."
         _check_trainable(contract)
-        return cls(inputs=_inputs(contract, sample), target=_target(contract, sample))
+        return cls(inputs=_inputs(contract, sample, vocabularies), target=_target(contract, sample))
 
 # %% ../../nbs/features/encoder.ipynb #e4015ba9
 def _check_trainable(contract: Contract) -> None:

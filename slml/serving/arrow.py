@@ -10,6 +10,7 @@ __all__ = ['TYPES', 'BROKEN_ROWS', 'read_stream', 'stream', 'first_rows', 'typed
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -292,6 +293,12 @@ def check_table(
     return table
 
 # %% ../../nbs/serving/arrow.ipynb #39a7fc20
+@lru_cache(maxsize=256)
+def _known_values(known: frozenset, kind: pa.DataType) -> pa.Array:
+    "The values of a category for Arrow, made once: there may be many thousands."
+    return pa.array(sorted(known), kind)
+
+
 def outside_columns(
     predictor: Predictor,
     table: pa.Table,
@@ -303,7 +310,7 @@ def outside_columns(
         if training.low is not None:
             mask = outside_bounds(column, training.low, training.high)
         else:
-            mask = not_among(column, pa.array(sorted(training.known), column.type))
+            mask = not_among(column, _known_values(training.known, column.type))
         for number in np.flatnonzero(mask).tolist():
             by_row.setdefault(number, []).append(training.column)
     return [by_row.get(number, []) for number in range(len(table))] if by_row else []
@@ -318,13 +325,8 @@ def predict_table(
         table = table.append_column(name, pa.nulls(len(table), TYPES[predictor.types[name]]))
     if not len(table):
         return np.empty((0, *predictor.shape), np.float32), []
-    arrays = {i.name: i(_encoder_column(i.kind, table[i.column])) for i in predictor.bundle.encoder.inputs}
+    arrays = {i.name: i(table[i.column]) for i in predictor.bundle.encoder.inputs}
     return predictor.run(arrays), outside_columns(predictor, table)
-
-
-def _encoder_column(kind: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    "A column for the encoder, which refuses whole numbers that no float holds exactly; a service rounds them."
-    return column.cast(pa.float64(), safe=False) if kind == "number" else column
 
 # %% ../../nbs/serving/arrow.ipynb #aeb22b3a
 def answer_table(

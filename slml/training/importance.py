@@ -53,7 +53,9 @@ MOST_COLUMNS = 200  # that are shuffled
 def _sensitive_columns(model: Model, batch: Batch, columns: dict[str, list[str]]) -> dict[str, list[str]]:
     "The columns with which the loss changes most, and their inputs."
     training, batch = model.training, take(batch, slice(piece_rows(batch)))
-    numbers = {name: batch.inputs[name].clone().requires_grad_() for name, v in batch.inputs.items() if v.is_floating_point()}
+    numbers = {
+        name: batch.inputs[name].clone().requires_grad_() for name, v in batch.inputs.items() if v.is_floating_point()
+    }
     model.eval().loss({**batch.inputs, **numbers}, batch.target).backward()
     model.train(training).zero_grad()
 
