@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-import ibis
 import pyarrow as pa
 
 from ..contract.contract import Contract, check_contract
@@ -73,9 +72,10 @@ def _vocabularies(snapshot: Snapshot, contract: Contract, split: Split, engine: 
     vocabularies = {}
     for feature in contract.features:
         if isinstance(feature, Category):
-            values = part.select(value=part[feature.column]).drop_null().group_by("value")
-            counted = values.aggregate(rows=ibis._.count()).order_by(ibis.desc("rows"), "value")
-            answer = engine.read(counted.limit(feature.max_categories))
+            values = part.select(value=part[feature.column]).drop_null()
+            counted = values.group_by("value").aggregate(rows=values.count())
+            frequent = counted.order_by(counted["rows"].desc(), counted["value"]).limit(feature.max_categories)
+            answer = engine.read(frequent)
             vocabularies[feature.column] = most_frequent(answer["value"], answer["rows"], feature.max_categories)
     return vocabularies
 
