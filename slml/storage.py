@@ -9,6 +9,7 @@ __all__ = ['OPTIONS', 'EXTRAS', 'SERVICES', 'filesystem', 'open_file', 'is_stora
 
 # %% ../nbs/storage.ipynb #eb0fa07f
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -88,8 +89,10 @@ def expand(
         folder = fs.isdir(path)
         if folder:
             paths = [p for p in fs.find(path) if not _is_hidden(p[len(path.rstrip("/")) :])]
-        elif fsspec.core.has_magic(path):
-            paths = [p for p, facts in fs.glob(path, detail=True).items() if facts["type"] == "file"]
+        elif fsspec.core.has_magic(path) and not fs.isfile(path):
+            paths = [
+                p for p, facts in fs.glob(_escape_folders(fs, path), detail=True).items() if facts["type"] == "file"
+            ]
             paths = [p for p in paths if not _is_hidden(p.rsplit("/", 1)[-1])]
         else:
             paths = [path] * fs.isfile(path)
@@ -97,6 +100,13 @@ def expand(
     if not files:
         raise _no_file_error(source, fs, path, folder)
     return [p if _is_local(fs) else fs.unstrip_protocol(p) for p in files]
+
+
+def _escape_folders(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    "A glob in which a folder that is there stands for itself, also one that is called `taxi [1]`."
+    parts = path.split("/")
+    found = [fsspec.core.has_magic(p) and fs.isdir("/".join(parts[: n + 1])) for n, p in enumerate(parts)]
+    return "/".join(glob.escape(part) if there else part for part, there in zip(parts, found, strict=True))
 
 
 def _is_hidden(path: str) -> bool:

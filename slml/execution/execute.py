@@ -22,9 +22,9 @@ from .kernel import kernel_manager
 from .notebook import notebook_outcome, peak_memory
 from ..runs.cache import find_same_run, with_result_of
 from ..runs.environment import checkpoint_uri, kernel_environment, run_workspace
-from ..runs.job import Job, fingerprint, is_deferred, job
+from ..runs.job import RUN_REFERENCE, Job, fingerprint, is_deferred, job
 from ..runs.processes import process_identity
-from ..runs.references import find_references, resolve_references
+from ..runs.references import resolve_references
 from ..runs.run import Failure, Run, failure_of_other_ranks, list_runs, read_run, save_run, utc_now
 from ..runs.signals import Interruption, end_with_caller, interruptible
 from ..runs.tracking import Tracker
@@ -86,7 +86,7 @@ def resolve_run(
     run: Run,
 ) -> tuple[Run, Job]:
     "The run with its references replaced by what they stand for. Raises `PipelineError`, `ParameterError`."
-    named = {r.partition(".")[0] for value in run.parameters.values() for r in find_references(value)}
+    named = {id for value in run.parameters.values() if isinstance(value, str) for id in RUN_REFERENCE.findall(value)}
     runs_folder = run.folder.rpartition("/")[0]
     runs = {id: read_run(f"{runs_folder}/{id}") for id in named}
     call = job(run.source, resolve_references(dict(run.parameters), {}, runs), run.resources)

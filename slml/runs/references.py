@@ -33,7 +33,7 @@ def resolve_references(
     values: Mapping[str, Value],  # the pipeline's parameters
     runs: Mapping[str, Run],  # step -> its run, done
 ) -> object:
-    """A value with its references replaced; those to steps that are not among the runs stay as they are.
+    """A value with its references replaced; those to what is not among the values and runs stay as they are.
 
     Raises `PipelineError` for an output that a step did not hand on."""
     if isinstance(value, Mapping):
@@ -43,9 +43,20 @@ def resolve_references(
     if not isinstance(value, str):
         return value
     single = REFERENCE.fullmatch(value.strip())
-    if single:
+    if single and _is_known(single[1], values, runs):
         return lookup_reference(single[1].strip(), values, runs)
-    return REFERENCE.sub(lambda match: str(lookup_reference(match[1].strip(), values, runs)), value)
+    return REFERENCE.sub(
+        lambda match: (
+            str(lookup_reference(match[1].strip(), values, runs)) if _is_known(match[1], values, runs) else match[0]
+        ),
+        value,
+    )
+
+
+def _is_known(reference: str, values: Mapping[str, Value], runs: Mapping[str, Run]) -> bool:
+    "Whether what stands between ${ and } names a parameter or a run; ${HOME} in a value is text."
+    step, dot, _ = reference.strip().partition(".")
+    return step in (runs if dot else values)
 
 # %% ../../nbs/runs/references.ipynb #ca0111a4
 def refer_to_runs(

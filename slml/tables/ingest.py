@@ -9,6 +9,7 @@ __all__ = ['PLAIN_LAYOUT', 'REJECTS', 'PENDING', 'IngestReport', 'IngestPlan', '
 # %% ../../nbs/tables/ingest.ipynb #dcf1d764
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from ..display import concat, facts_table, text_table
 from ..display import table as html_table
 from ..errors import IngestError, LedgerError, UsageError, closest
 from ..notes import Note, as_note, notes_html, notes_to_json
-from ..storage import content_hash, expand, filesystem, open_file
+from ..storage import content_hash, exists, expand, filesystem, open_file
 from .arrow_values import column_type
 from .catalog import Catalog, Table
 from .chunks import Chunk, RowSource
@@ -791,7 +792,8 @@ def default_table_name(
     source: str,  # path, glob, folder or URI
 ) -> str:
     "A name for the table that holds a source: the last part of its path that has no wildcard, without its endings."
-    parts = [part for part in source.split("/") if part and not has_magic(part)]
+    is_glob = has_magic(source) and not exists(os.path.expanduser(source))
+    parts = [part for part in source.split("/") if part and not (is_glob and has_magic(part))]
     name = re.sub(r"\W+", "_", parts[-1].split(".")[0] if parts else "").strip("_").lower()
     return f"table_{name}".strip("_") if not name or name[0].isdigit() else name
 
