@@ -6,7 +6,7 @@
 __all__ = ['MAX_ROW_BYTES', 'Chunk', 'RowSource']
 
 # %% ../../nbs/tables/chunks.ipynb #330ff634
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -33,9 +33,17 @@ class RowSource(Protocol):
     "An opened file: its columns, the types it declares, and its rows."
 
     file: File
-    columns: tuple[str, ...]
-    types: dict[str, ColumnType]  # those that the file itself knows
-    notes: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def types(self) -> Mapping[str, ColumnType | None]:
+        "Those that the file itself knows; none for a column of nulls."
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def chunks(self, columns: Sequence[str], advance: Callable[[int], object] = ...) -> Iterator[Chunk]:
         "The rows, with these columns in this order; `advance` gets the bytes read. Raises `IngestError` for damage."

@@ -603,8 +603,8 @@ def _name_columns(
         names, name_notes = storable_names([" ".join(cell.split()) for cell in cells], cells)
         return names, line, [*notes, *name_notes, *_header_notes(trial, cells)]
     names = tuple(f"column{i}" for i in range(trial.width))
-    told = "no header: the columns are called column0, column1, ...; name them with columns="
-    notes.append(f"{told}." if options.header == 0 else f"{told}, or say with header= on which line it stands.")
+    text = "no header: the columns are called column0, column1, ...; name them with columns="
+    notes.append(f"{text}." if options.header == 0 else f"{text}, or say with header= on which line it stands.")
     above = [row for row in trial.rows[: trial.at] if row[1]]
     if above:
         text = trial.dialect.delimiter.join(above[-1][1])[:80]

@@ -38,14 +38,14 @@ class ReadOptions:
             object.__setattr__(self, name, _sign(name, getattr(self, name)))
         _check_options(self)
 
-    def changed(self) -> dict[str, str | int | list[str]]:
+    def to_dict(self) -> dict[str, str | int | list[str]]:
         "The options that are not left out."
         default = ReadOptions()
         values = {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def __str__(self) -> str:
-        return json.dumps(self.changed(), ensure_ascii=False) if self.changed() else ""
+        return json.dumps(self.to_dict(), ensure_ascii=False) if self.to_dict() else ""
 
 # %% ../../nbs/tables/options.ipynb #e6a53c1e
 SIGN_NAMES = {
@@ -126,4 +126,4 @@ def options_text(
 ) -> str:  # JSON
     "How the files of a source are read, as it is noted with the version."
     declared: list[object] = [dict(sorted((types or {}).items())), list(columns or ())]
-    return json.dumps(declared + ([options.changed()] if options.changed() else []))
+    return json.dumps(declared + ([options.to_dict()] if options.to_dict() else []))

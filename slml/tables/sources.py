@@ -189,7 +189,7 @@ def _open_text(file: File, columns: Sequence[str] | None, options: ReadOptions) 
     _check_is_text(file, head)
     cut = head.rfind(b"\n") + 1 if len(head) >= HEAD_BYTES // 4 else 0  # the last line may be cut off
     head = head[:cut] if cut else head
-    example = "" if head.isascii() else next(line for line in head.split(b"\n") if not line.isascii())[:80]
+    example = next((line for line in head.split(b"\n") if not line.isascii()), b"")[:80].decode("utf-8", "replace")
     try:
         dialect = sniff(head, columns, options, escaped.lines)
     except IngestError as error:
@@ -198,7 +198,7 @@ def _open_text(file: File, columns: Sequence[str] | None, options: ReadOptions) 
         raise UsageError(
             f"{file.name}: {error.problem}", expected=error.expected, came=error.came, todo=error.todo
         ) from None
-    return TextFile(file, codec, dialect, example=example.decode("utf-8", "replace") if example else "")
+    return TextFile(file, codec, dialect, example=example)
 
 
 def _check_is_text(file: File, head: bytes) -> None:

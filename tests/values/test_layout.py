@@ -357,9 +357,9 @@ def test_any_cells_come_back_where_the_dialect_is_said(tmp_path_factory, cells, 
     table = [["key", *row] for row in cells]
     options = ReadOptions(dialect["delimiter"], dialect["quotechar"], "none", header=1)
     data = written([["k", "a", "b", "c"], *table], **dialect).encode()
-    columns, found, rejected = read_cells(data, tmp_path_factory.mktemp("t"), options)
+    columns, cells_read, rejected = read_cells(data, tmp_path_factory.mktemp("t"), options)
     assert (columns, rejected) == (("k", "a", "b", "c"), 0)
-    assert found == [[cell.strip(" \t") for cell in row] for row in table]
+    assert cells_read == [[cell.strip(" \t") for cell in row] for row in table]
 
 
 TEXTS = st.sampled_from(
@@ -388,11 +388,11 @@ def test_ordinary_tables_come_back_without_options(tmp_path_factory, data, kinds
     table = [[str(i + 1), *(draw_cell(data, kind) for kind in kinds)] for i in range(count)]
     header = ["id", *(f"{kind}_{i}" for i, kind in enumerate(kinds))]
     text = written([header, *table], **dialect)
-    columns, found, rejected = read_cells(
+    columns, cells_read, rejected = read_cells(
         text.encode("utf-8-sig" if bom else "utf-8"), tmp_path_factory.mktemp("t"), ReadOptions()
     )
     assert (list(columns), rejected) == (header, 0)
-    assert found == table
+    assert cells_read == table
 
 
 # What real files taught
