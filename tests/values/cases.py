@@ -32,7 +32,8 @@ def _at(*parts: int) -> datetime:
 TEXT, INT, FLOAT, CLOCK = pa.string(), pa.int64(), pa.float64(), pa.timestamp("us")
 KINDS = (
     Kind("whole", "int", ("7", "-3", "", "12", "1000"), (7, -3, None, 12, 1000), Numeric, INT, True),
-    Kind("fraction", "float", ("1.5", "-0.25", "NA", "1e3", "12.5"), (1.5, -0.25, None, 1e3, 12.5), Numeric, FLOAT),
+    Kind("fraction", "float", ("1.5", "-0.25", "NA", "1e3", "12.5"), (1.5, -0.25, None, 1e3, 12.5), Numeric, FLOAT,
+         True),
     Kind("large", "float", ("5400000000.25", "5400000001.5", "5400000999.75", "5400000500.5", "5400000100.125"),
          (5400000000.25, 5400000001.5, 5400000999.75, 5400000500.5, 5400000100.125), Numeric, FLOAT, True),
     Kind("dollars", "float", ("$1,200.50", "$99.95", "$1,000,000.00", "$0.10", "$12.00"),

@@ -22,6 +22,7 @@ from slml.registry.bundle import Bundle
 from slml.serving.arrow import check_table
 from slml.serving.batch import predict_snapshot
 from slml.serving.predictor import Predictor
+from slml.serving.request import RequestError
 from slml.tables.catalog import Catalog
 from slml.tables.ingest import ingest_files
 from slml.workspace import Workspace
@@ -123,6 +124,14 @@ def wrong_values(rows: pa.Table, kind: Kind) -> list[tuple]:
     return [pair for pair in pairs if not same(*pair[1:])][:3]
 
 
+def read_request(predictor: Predictor, body: object) -> list:
+    "The rows of a request; a refusal fails the test with its faults."
+    try:
+        return predictor.reader(json.dumps(body).encode()).rows
+    except RequestError as error:
+        pytest.fail("\n".join({f"{f.field}: {f.came}, expected {f.expected}": 0 for f in error.faults}))
+
+
 EACH_FILE = pytest.mark.parametrize("path", list(WRITERS), indirect=True)
 
 
@@ -147,8 +156,8 @@ def test_requests_and_batches_reach_the_model_as_the_training_rows_did(path: Fil
     arrays = path.trained.encoder.arrays(table_of(path.kept))
     predictor, names = path.predictor, [i.name for i in path.predictor.encoding.inputs]
     rows = [{k.name: path.request_value(k, turn(k, n)) for k in KINDS} for n in IDS[:20]]
-    several = predictor.reader(json.dumps({"rows": rows}).encode()).rows
-    single = [predictor.reader(json.dumps(row).encode()).rows[0] for row in rows]
+    several = read_request(predictor, {"rows": rows})
+    single = [read_request(predictor, row)[0] for row in rows]
     graph_inputs = predictor._names
     for spelled in (several, single):
         for at, (attribute, encode) in zip(graph_inputs, predictor._encoders, strict=True):
