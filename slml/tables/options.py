@@ -8,7 +8,7 @@ __all__ = ['SIGN_NAMES', 'NONE', 'KEPT_LINES', 'ReadOptions', 'options_text']
 # %% ../../nbs/tables/options.ipynb #9f68cc86
 import codecs
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from ..errors import UsageError
@@ -121,7 +121,7 @@ def _check_encoding(name: str) -> None:
 # %% ../../nbs/tables/options.ipynb #27210ed8
 def options_text(
     types: Mapping[str, str] | None,  # declared types
-    columns: "tuple[str, ...] | list[str] | None",  # declared names
+    columns: Sequence[str] | None,  # declared names
     options: ReadOptions,
 ) -> str:  # JSON
     "How the files of a source are read, as it is noted with the version."
