@@ -215,9 +215,9 @@ def _is_code(facts: ColumnFacts) -> bool:
 def infer_column(facts: ColumnFacts) -> tuple[Column, tuple[str, ...]]:
     "The column that a contract would declare, and notes on what was assumed."
     if facts.stored == "float" and facts.reads.get("int", 0) == facts.rows > 0 and _is_code(facts):
-        return Column(facts.name, "int"), ()
+        return Column(name=facts.name, type="int"), ()
     if facts.stored != "text":
-        return Column(facts.name, facts.stored), ()
+        return Column(name=facts.name, type=facts.stored), ()
     enough = MOSTLY * max(facts.texts, 1)
     for kind in ("float",) if facts.nans else ("int", "float"):
         if facts.reads.get(kind, 0) >= enough and facts.texts:
@@ -225,8 +225,8 @@ def infer_column(facts: ColumnFacts) -> tuple[Column, tuple[str, ...]]:
                 note = (
                     f"'{facts.name}' looks like a number, but '{facts.identifier}' would change as one; it stays text."
                 )
-                return Column(facts.name, "text"), (note,)
-            return _with_nulls(Column(facts.name, kind), facts), _unread_notes(facts, facts.reads[kind], kind)
+                return Column(name=facts.name, type="text"), (note,)
+            return _with_nulls(Column(name=facts.name, type=kind), facts), _unread_notes(facts, facts.reads[kind], kind)
     times = {f: v for f, v in _with_prefix("time ", facts.reads).items() if v >= enough}
     return _time_or_text(facts, {f: v for f, v in times.items() if v == max(times.values())})
 
@@ -250,7 +250,7 @@ def _time_or_text(
         note = (
             f"'{facts.name}' reads as {' and as '.join(best)} alike; day and month were not guessed, so it stays text."
         )
-        return Column(facts.name, "text"), (f"{note} Declare it a date or a timestamp with its format.",)
+        return Column(name=facts.name, type="text"), (f"{note} Declare it a date or a timestamp with its format.",)
     if best:
         assumed = _unread_notes(facts, best[formats[0]], formats[0] or "a time in ISO form")
         return _with_nulls(_time_column(facts, formats[0]), facts), assumed
@@ -259,13 +259,13 @@ def _time_or_text(
         f"'{facts.name}' holds {marked}, kept as a value of its own. "
         f"Give the column nulls={tuple(sorted(facts.markers))!r} if no value is meant."
     )
-    return Column(facts.name, "text"), (note,) * bool(marked)
+    return Column(name=facts.name, type="text"), (note,) * bool(marked)
 
 
 def _time_column(facts: ColumnFacts, format: str) -> Column:
     "A date where no text is longer than one, else a timestamp."
     short = facts.longest <= 10 and "%H" not in format and "%I" not in format
-    return Column(facts.name, "date" if short else "timestamp", format=format)
+    return Column(name=facts.name, type="date" if short else "timestamp", format=format)
 
 
 def _unread_notes(facts: ColumnFacts, reads: int, kind: str) -> tuple[str, ...]:
@@ -465,9 +465,9 @@ def feature_of(column: Column, facts: ColumnFacts, rows: int) -> tuple[AnyFeatur
     if distinct < 2:
         return None, f"'{name}' has {'one value' if distinct else 'no value'} and is left out of the features."
     if column.type in ("date", "timestamp"):
-        return TimeParts(name), ""
+        return TimeParts(column=name), ""
     if column.type == "int" and _is_code(facts):
-        return Category(name), _category_note(name, distinct)
+        return Category(column=name), _category_note(name, distinct)
     if column.type == "int" and _is_identifier(facts):
         return None, (
             f"'{name}' has {distinct:,} whole numbers in {rows:,} rows that name something and measure nothing; it is "
@@ -475,9 +475,9 @@ def feature_of(column: Column, facts: ColumnFacts, rows: int) -> tuple[AnyFeatur
         )
     if column.type == "int" and _CODE.search(name):
         note = f"'{name}' is called like a code, but its {distinct:,} values are spread as a quantity's are: a number"
-        return Numeric(name), f"{note}. Use Category('{name}') if it is a code."
+        return Numeric(column=name), f"{note}. Use Category('{name}') if it is a code."
     if column.type != "text":
-        return Numeric(name), ""
+        return Numeric(column=name), ""
     if distinct > MOST_VALUES or distinct > 0.5 * rows or (distinct > 1000 and distinct > rows / REPEATS):
         return None, f"'{name}' is text with {distinct:,} values in {rows:,} rows and is left out of the features."
     if facts.longest > SENTENCE and distinct > 50:
@@ -485,7 +485,7 @@ def feature_of(column: Column, facts: ColumnFacts, rows: int) -> tuple[AnyFeatur
             f"'{name}' is free text, of up to {facts.longest:,} characters and with {distinct:,} values; it is left "
             f"out of the features. Add Category('{name}') if its values are names of something."
         )
-    return Category(name), _category_note(name, distinct)
+    return Category(column=name), _category_note(name, distinct)
 
 
 def _category_note(name: str, distinct: int) -> str:
@@ -636,7 +636,7 @@ def _rules(
     declared: bool,  # whether the caller names the key
 ) -> tuple[tuple[AnyRule, ...], tuple[str, ...]]:
     "Rules for the target, the key and the floats, and notes."
-    rules: list[AnyRule] = [NotNull(target, reason="a row without its target teaches nothing")] if target else []
+    rules: list[AnyRule] = [NotNull(column=target, reason="a row without its target teaches nothing")] if target else []
     unique, notes = _key_rule(columns, table, engine, rows, key, declared)
     degrees = {
         n: limit for pair in coordinates([c.name for c in columns]) for n, limit in zip(pair, (90, 180), strict=True)
@@ -644,13 +644,13 @@ def _rules(
     for c in columns:
         if c.name in degrees and c.type == "float":
             reason = "degrees, by the column's name"
-            rules.append(Between(c.name, -degrees[c.name], degrees[c.name], reason=reason))
+            rules.append(Between(column=c.name, low=-degrees[c.name], high=degrees[c.name], reason=reason))
         elif c.type in ("int", "float"):
             bounds, bound_notes = bounds_of(c.name, column_floats(sample, c.name), quantity=c.type == "float")
             notes = (*notes, *bound_notes)
             if bounds:
                 reason = "proposed: ten times as far from the median as the outermost thousandth of the rows seen"
-                rules.append(Between(c.name, *bounds, reason=reason))
+                rules.append(Between(column=c.name, low=bounds[0], high=bounds[1], reason=reason))
     return (*rules, *unique), notes
 
 # %% ../../nbs/quality/infer.ipynb #c0518897
@@ -684,4 +684,4 @@ def _key_rule(
             f"together; none is set aside. Add the rule Unique(('{name}',)) to set the repeats aside.",
         )
     note = f"The key {name} repeats in {again:,} rows; all but the first of each key will be quarantined."
-    return (Unique(tuple(key), reason="it is the key"),), (note,) * bool(again)
+    return (Unique(columns=tuple(key), reason="it is the key"),), (note,) * bool(again)

@@ -323,7 +323,8 @@ def _even_out_classes(
     arcs = dict(zip(shares, pairwise(edges), strict=True))
     part_of = {h: _arc_of((h - start) % CIRCLE, arcs) for of_class in hashes.values() for h in of_class}
     moved: dict[int, str] = {}
-    origin, fixed = dict(part_of), set()
+    origin = dict(part_of)
+    fixed: set[int] = set()
     for label in sorted(uneven, key=lambda each: (uneven[each][""], each)):
         moved |= _move_hashes(hashes[label], part_of, shares, arcs, start, fixed)
         fixed.update(hashes[label])
