@@ -42,6 +42,9 @@ class Model(nn.Module):
         self.settings, self.task = settings, settings.task
         self.features = Features(settings.features)
         self.network = build_network(settings.network, self.features.width, len(settings.classes) or 1)
+        for name in ("mean", "scale"):  # tensors: of a Python number the exporter keeps float32
+            value = torch.tensor(getattr(settings, name), dtype=torch.float64)
+            self.register_buffer(f"target_{name}", value, persistent=False)
 
     def forward(
         self,
@@ -50,7 +53,7 @@ class Model(nn.Module):
         "The prediction for each row."
         raw = self.network(self.features(inputs))
         if self.task == "regression":
-            return raw[:, 0].double() * self.settings.scale + self.settings.mean
+            return raw[:, 0].double() * self.target_scale + self.target_mean
         return torch.softmax(raw, 1)
 
     def loss(
@@ -61,7 +64,7 @@ class Model(nn.Module):
         "What training makes small."
         raw = self.network(self.features(inputs))
         if self.task == "regression":
-            scaled = (target.double() - self.settings.mean) / self.settings.scale
+            scaled = (target.double() - self.target_mean) / self.target_scale
             return functional.mse_loss(raw[:, 0], scaled.float())
         return functional.cross_entropy(raw, target)
 
