@@ -38,7 +38,7 @@ def parse_ints(
     values: pa.Array,  # text
 ) -> pa.Array:  # int64; null where a value is no whole number of 64 bits
     "Plain whole numbers."
-    hexadecimal = pc.any(pc.match_substring_regex(values, "^[+-]?0[xX]")).as_py()  # Arrow would read 0x10 as 16
+    hexadecimal = any(pc.any(pc.starts_with(values, x)).as_py() for x in ("0x", "0X"))  # Arrow would read 0x10 as 16
     try:
         if not hexadecimal:
             return pc.cast(values, pa.int64())
@@ -312,15 +312,8 @@ def first_identifier(
     values: pa.Array,  # text without nulls
 ) -> str:
     "The first value that a number would damage, or nothing."
-    zeros = pc.and_(
-        pc.is_in(pc.utf8_slice_codeunits(values, 0, 1), pa.array(["0", "+", "-"])),
-        pc.greater(pc.binary_length(values), 1),
-    )
-    suspects = values.filter(zeros)
-    if (
-        pc.any(pc.match_substring(values, "e", ignore_case=True)).as_py()
-        or pc.max(pc.binary_length(values)).as_py() > 18
-    ):
-        suspects = values
+    long = pc.max(pc.binary_length(values)).as_py() > 18
+    starts = pa.array(["0", "+", "-"])
+    suspects = values if long else values.filter(pc.is_in(pc.utf8_slice_codeunits(values, 0, 1), starts))
     suspects = suspects.filter(pc.match_substring_regex(suspects, IDENTIFIER))
     return next((text for text in suspects.to_pylist() if is_identifier(text)), "")

@@ -13,10 +13,8 @@ from slml.tables.catalog import Catalog
 from slml.tables.ingest import ingest_files
 from slml.workspace import Workspace
 
-CASES = Path(__file__).parents[3] / "shared" / "cases" / "values"
-FOLDERS = [CASES, Path("/work/shared/cases/values")]
-FOLDER = next((folder for folder in FOLDERS if folder.is_dir()), None)
-pytestmark = pytest.mark.skipif(FOLDER is None, reason="the files of ../shared/cases/values are not here")
+FOLDER = Path(__file__).parents[3] / "shared" / "cases" / "values"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the files of ../shared/cases/values are not here")
 NULL = {"NA": None, "": None, "nan": None, "#DIV/0!": None, "#N/A": None}
 NUMBERS = {  # file: column, what takes its text to a plain number
     "num_currency.csv": ("price", lambda t: t.replace("$", "").replace(",", "")),
