@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ..errors import UsageError, closest
 from ..notes import Note
-from .number_finder import NumberFinder, first_identifier, parse_numbers
+from .number_finder import NumberFinder, cast_plain, first_identifier, parse_numbers
 from .numbers import NULL_WORDS, number_format
 from slml.tables.time_columns import (
     UTC_MICROS,
@@ -157,8 +157,9 @@ class TypeFinder:
         present = values.drop_null()
         missed = self._try_plain(present)
         if not missed and self.alive:
-            present = self._count_null_words(present)
-            missed = self._try_plain(present) or self._try(present)
+            values = self._count_null_words(present)
+            missed = (self._try_plain(values) if len(values) < len(present) else {}) or self._try(values)
+            present = values
         self.values += len(present)
         if not len(present):
             return
@@ -184,8 +185,8 @@ class TypeFinder:
     def _try_plain(self, present: pa.Array) -> dict[str, pa.Array]:
         "For each candidate which values it misses, where all values are plain numbers; else nothing."
         for kind in [kind for kind in NUMBERS if kind in self.alive and len(present)]:
-            parsed = parse_numbers(present, kind)
-            if not parsed.null_count and (kind == "int" or not pc.any(pc.is_nan(parsed)).as_py()):
+            parsed = cast_plain(present, kind)
+            if parsed is not None:
                 self.numbers.add_plain(present, kind)
                 fits = pa.repeat(pa.scalar(False), len(present))
                 missed = dict.fromkeys(self.alive, pa.repeat(pa.scalar(True), len(present)))
