@@ -22,6 +22,7 @@ from ..notes import Note
 from slml.tables.times import (
     DAY_ORDERS,
     FAMILIES,
+    MONTHS,
     SHAPES,
     has_format,
     has_offset,
@@ -300,12 +301,16 @@ def needed_formats(values: pa.Array, family: Sequence[str], connection: duckdb.D
     return needed
 
 # %% ../../nbs/tables/time_columns.ipynb #59131cc3
+_BEGINS_LIKE_A_TIME = "^(?:[0-9]|(?i:" + "|".join(month[:3] for month in MONTHS) + "))"
+
+
 def parse_by_family(
     values: pa.Array, met: dict[str, list[str]], connection: duckdb.DuckDBPyConnection
 ) -> dict[str, pa.Array]:
     "Moments by family; formats that are met for the first time are added to `met`."
     parsed = {family: parse_times(values, met[family], connection) for family in met}
     missed = values.filter(reduce(pc.and_, [pc.is_null(moments) for moments in parsed.values()]))
+    missed = missed.filter(pc.match_substring_regex(missed, _BEGINS_LIKE_A_TIME))  # most texts are none
     for family in met if len(missed) else ():
         shaped = missed.filter(pc.match_substring_regex(missed, SHAPES[family]))
         new = (
