@@ -122,7 +122,8 @@ class ArrowFile:
 
     def _to_chunk(self, batch: pa.RecordBatch, columns: Sequence[str], row: int) -> Chunk:
         "The rows of a batch that a table can hold, and the others."
-        rows, misfits = {}, []
+        rows: dict[str, pa.Array] = {}
+        misfits: list[tuple[int, Reject]] = []
         for column in columns:
             name, reading = self.names[column], self.readings[column]
             with column_errors(self.file.name, name, self.schema.field(name).type):

@@ -177,7 +177,7 @@ def _to_timestamps(array: pa.Array, target: pa.DataType) -> pa.Array:
 
 
 def _read_timestamp(column: str, type: pa.DataType, arrays: Arrays) -> Reading:
-    kind, notes = column_type(type), []
+    kind, notes = column_type(type) or ColumnType("timestamp"), []
     if type.unit == "ns":
         finer = _first(arrays(), lambda array: pc.not_equal(_to_timestamps(array, pa.timestamp("us", type.tz)), array))
         if finer[0]:

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, cast
 
 import duckdb
 import pyarrow as pa
@@ -100,7 +100,7 @@ def decompress(
 ) -> IO[bytes]:
     "The stream of the bytes that were compressed."
     if compression == ".gz":
-        return gzip.GzipFile(fileobj=stream)
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
     if compression == ".bz2":
         return bz2.BZ2File(stream)
     if compression == ".xz":
