@@ -73,7 +73,8 @@ def selected_profile() -> dict[str, object]:  # the settings of the chosen profi
 # %% ../nbs/workspace.ipynb #b8180613
 def _database_uri(name: str, data: dict[str, object]) -> str:
     "A SQLite database under a local root; where the root is a bucket, a server has to be named instead."
-    return "" if "://" in str(data.get("root")) else f"sqlite:///{data.get('root')}/{name}.db"
+    root = re.sub("[%?#]", lambda sign: f"%{ord(sign[0]):02X}", str(data.get("root")))  # a URI reads these otherwise
+    return "" if "://" in root else f"sqlite:///{root}/{name}.db"
 
 
 class Settings(BaseSettings):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
 from uuid import uuid4
 
 from filelock import FileLock
@@ -96,14 +97,15 @@ def _create_database(uri: str) -> None:
     "Make a SQLite database whole or not at all: MLflow cannot go on with one whose tables are made in part."
     from mlflow import MlflowClient
 
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = Path(unquote(uri.removeprefix("sqlite:///")))
     if not uri.startswith("sqlite:///") or path.exists() or path.name == ":memory:":
         return
     for unfinished in path.parent.glob(f"{path.name}.*.new*"):
         unfinished.unlink()
     new = path.with_name(f"{path.name}.{uuid4().hex}.new")
     try:
-        MlflowClient(f"sqlite:///{new}", registry_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+        new_uri = f"{uri.rpartition('/')[0]}/{new.name}"
+        MlflowClient(new_uri, registry_uri=new_uri).search_experiments(max_results=1)
         new.rename(path)
     except BaseException:
         new.unlink(missing_ok=True)
@@ -114,7 +116,7 @@ def database_lock(uri: str) -> FileLock | nullcontext:
     "A lock beside the SQLite file that `uri` names; a server needs none."
     if not uri.startswith("sqlite:///"):
         return nullcontext()
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = Path(unquote(uri.removeprefix("sqlite:///")))
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{path}.lock")
 

@@ -26,6 +26,7 @@ def test_a_file_is_found_by_its_own_name(tmp_path: Path) -> None:
     assert default_table_name(str(folder / "x[1].csv")) == "x_1"
     workspace = Workspace(root=str(folder / "root"), project="test")
     assert ingest_files(str(folder / "x[1].csv"), "t", workspace).stored == 1
+    assert (folder / "root" / "catalog.db").exists()
 
 
 def test_a_value_that_looks_like_a_reference_is_text() -> None:
