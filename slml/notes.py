@@ -19,7 +19,7 @@ class Note(str):
 
     text: str
     column: str
-    count: int | None
+    occurrences: int | None
     example: str
     todo: str
 
@@ -32,16 +32,16 @@ class Note(str):
         todo: str = "",  # what to do where something else is right, a full sentence
     ) -> "Note":
         note = super().__new__(cls, f"{text} {todo}".strip())
-        note.text, note.column, note.count, note.example, note.todo = text, column, count, example, todo
+        note.text, note.column, note.occurrences, note.example, note.todo = text, column, count, example, todo
         return note
 
     def __reduce__(self) -> tuple:
-        return Note, (self.text, self.column, self.count, self.example, self.todo)
+        return Note, (self.text, self.column, self.occurrences, self.example, self.todo)
 
     @property
     def details(self) -> dict[str, Any]:
         "What is known beside the sentence; empty for a plain text."
-        parts = {"column": self.column, "count": self.count, "example": self.example, "todo": self.todo}
+        parts = {"column": self.column, "count": self.occurrences, "example": self.example, "todo": self.todo}
         return {name: value for name, value in parts.items() if value not in ("", None)}
 
 # %% ../nbs/notes.ipynb #3a32e19c
@@ -53,7 +53,7 @@ def as_note(
     note = text if isinstance(text, Note) else Note(text)
     if not column or note.column:
         return note
-    return Note(f"{column}: {note.text}", column, note.count, note.example, note.todo)
+    return Note(f"{column}: {note.text}", column, note.occurrences, note.example, note.todo)
 
 # %% ../nbs/notes.ipynb #5b8e66e7
 def note_to_data(note: str) -> str | dict[str, Any]:
@@ -92,7 +92,7 @@ def notes_html(notes: Iterable[str]) -> Html:
     if not any(note.details for note in distinct):
         return bullet_list(distinct)
     rows = (
-        (note.column, note.text, "" if note.count is None else f"{note.count:,}", note.example, note.todo)
+        (note.column, note.text, "" if note.occurrences is None else f"{note.occurrences:,}", note.example, note.todo)
         for note in distinct
     )
     return table(("column", "note", "count", "example", "what to do"), rows)

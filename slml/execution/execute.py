@@ -67,11 +67,10 @@ def begin_attempt(
     if run.attempt and exists(run.executed) and not exists(last):
         copy_file(run.executed, last)
         spent += _seconds_lost(run) if run.status == "running" else 0
-    process = (
-        {"pid": os.getpid(), "process": process_identity(os.getpid())} if run.host else {}
-    )  # a process number means something on the submitter's machine only
+    if run.host:  # a process number means something on the submitter's machine only
+        run = replace(run, pid=os.getpid(), process=process_identity(os.getpid()))
     run = replace(run, attempt=run.attempt + 1, spent=round(spent, 3), status="running", started=utc_now(), error=None)
-    return save_run(replace(run, tracking="", **process))
+    return save_run(replace(run, tracking=""))
 
 
 def _seconds_lost(run: Run) -> float:

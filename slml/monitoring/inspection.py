@@ -169,12 +169,14 @@ def find_pointer(
 
         registered = find_version(f"{model}@{version}", workspace)
         return Pointer(registered.number, registered.uri, registered.hash)
-    if not version and champion is None:
+    if version:
+        return serving[0]
+    if champion is None:
         raise RegistryError(
             f"There is no champion of {model} in the project {workspace.project}.",
             todo="register a version, or correct the name: slml models.",
         )
-    return serving[0] if version else champion
+    return champion
 
 # %% ../../nbs/monitoring/inspection.ipynb #3f456920
 def busiest_version(

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..errors import JobError
 from ..storage import copy_file, exists, read_text, write_text
@@ -38,9 +39,9 @@ LARGEST_INT = 10**4000  # Python does not read longer ones from text
 
 
 def json_value(
-    value: object,
+    value: Any,
     name: str,  # for the message
-) -> object:  # what JSON can hold
+) -> Any:  # what JSON can hold
     "A value as JSON can hold it. Raises `JobError`."
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= LARGEST_INT:
         raise JobError(
@@ -75,7 +76,7 @@ def json_value(
     )
 
 
-def metric_value(value: object, name: str) -> float | None:
+def metric_value(value: Any, name: str) -> float | None:
     "A metric. Raises `JobError`."
     converted = json_value(value, name)
     if isinstance(converted, bool) or not (converted is None or isinstance(converted, int | float)):
@@ -86,7 +87,7 @@ def metric_value(value: object, name: str) -> float | None:
         raise JobError(
             f"The metric '{name}' is too large for a metric.",
             expected="a number below 1.8e308",
-            came=f"a whole number of {converted.bit_length():,} bits",
+            came=f"a whole number of {int(value).bit_length():,} bits",
             todo="record its logarithm, or record it as an output.",
         ) from None
 

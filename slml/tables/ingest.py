@@ -9,7 +9,6 @@ __all__ = ['PLAIN_LAYOUT', 'REJECTS', 'PENDING', 'IngestReport', 'IngestPlan', '
 # %% ../../nbs/tables/ingest.ipynb #dcf1d764
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from ..display import concat, facts_table, text_table
 from ..display import table as html_table
 from ..errors import IngestError, LedgerError, UsageError, closest
 from ..notes import Note, as_note, notes_html, notes_to_json
-from ..storage import content_hash, exists, expand, filesystem, open_file
+from ..storage import content_hash, expand, filesystem, open_file
 from .arrow_values import column_type
 from .catalog import Catalog, Table
 from .chunks import Chunk, RowSource
@@ -259,7 +258,7 @@ class IngestPlan:
 def _file_note(source: RowSource, note: str) -> Note:
     "A note with the name of the file that it is about."
     note = as_note(note)
-    return Note(f"{_file_name(source.file.name)}: {note.text}", note.column, note.count, note.example, note.todo)
+    return Note(f"{_file_name(source.file.name)}: {note.text}", note.column, note.occurrences, note.example, note.todo)
 
 
 def _count_rows(
@@ -382,7 +381,8 @@ def _convert_rows(
     chunk: Chunk, types: Mapping[str, ColumnType], connection: duckdb.DuckDBPyConnection
 ) -> tuple[pa.Table, list[Reject]]:
     "The rows in their types, and everything of the chunk that cannot be stored."
-    columns, misfits = {}, {}
+    columns: dict[str, pa.Array] = {}
+    misfits: dict[int, list[tuple[str, str]]] = {}
     for name, type in types.items():
         values = chunk.rows[name].combine_chunks()
         text = values if values.type in (pa.string(), type.arrow) else values.cast(pa.string())
@@ -792,7 +792,7 @@ def default_table_name(
     source: str,  # path, glob, folder or URI
 ) -> str:
     "A name for the table that holds a source: the last part of its path that has no wildcard, without its endings."
-    is_glob = has_magic(source) and not exists(os.path.expanduser(source))
+    is_glob = has_magic(source) and ("://" in source or not Path(source).expanduser().exists())
     parts = [part for part in source.split("/") if part and not (is_glob and has_magic(part))]
     name = re.sub(r"\W+", "_", parts[-1].split(".")[0] if parts else "").strip("_").lower()
     return f"table_{name}".strip("_") if not name or name[0].isdigit() else name

@@ -168,7 +168,7 @@ def read_number(
     try:
         return parse_number(text, kind, pictures)
     except ValueError:
-        number = parse_number(text, "float", pictures)
+        number = float(parse_number(text, "float", pictures))
     if not number.is_integer() or abs(number) > EXACT_FLOAT:
         raise ValueError(text)
     return int(number)

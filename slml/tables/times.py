@@ -282,7 +282,7 @@ def changed_hours(
         ends = [(midnight + day * n).replace(tzinfo=place).utcoffset() for n in (0, 1)]
         for hour in [midnight + timedelta(hours=n) for n in range(24)] if ends[0] != ends[1] else ():
             before, after = (hour.replace(tzinfo=place, fold=fold).utcoffset() for fold in (0, 1))
-            if before != after and first <= hour <= last:
+            if before and after and before != after and first <= hour <= last:
                 changes[hour] = -1 if before < after else 1
         midnight += day
     return changes

@@ -145,8 +145,8 @@ def test_lossy_conversions_are_noted(tmp_path, workspace):
     )
     _write(table, tmp_path / "t.arrow")
     notes = {note.column: note for note in ingest_files(str(tmp_path / "t.arrow"), "t", workspace).notes}
-    assert (notes["amount"].count, notes["amount"].example) == (1, "12345678901234567890.12")
-    assert notes["at"].count == 1
+    assert (notes["amount"].occurrences, notes["amount"].example) == (1, "12345678901234567890.12")
+    assert notes["at"].occurrences == 1
     assert notes["at"].example.endswith(".000000001")
     assert "seconds" in notes["took"]
     assert notes["hash"].example == str(2**63)

@@ -47,7 +47,7 @@ def test_stand_ins_are_named(value: int) -> None:
     assert stand_ins(values) == {value: 20}
     bounds, notes = bounds_of("x", values)
     assert bounds[0] <= value <= bounds[1], "a value of many rows costs none"
-    assert (notes[0].column, notes[0].count, notes[0].example) == ("x", 20, f"{value}")
+    assert (notes[0].column, notes[0].occurrences, notes[0].example) == ("x", 20, f"{value}")
     assert f"null {value}" in notes[0].todo
 
 
@@ -84,5 +84,5 @@ def test_infinities_and_extremes_from_the_file_to_the_kept_rows(tmp_path: Path) 
     assert bounds.keys() == {"ratio", "area", "y"}
     assert np.isfinite(kept["ratio"].to_numpy()).all()
     assert ledger.quarantined == 12 + 2 + 3
-    noted = {(note.column, note.count) for note in contract.notes if getattr(note, "column", "")}
+    noted = {(note.column, note.occurrences) for note in contract.notes if getattr(note, "column", "")}
     assert {("ratio", 12), ("y", 3)} <= noted

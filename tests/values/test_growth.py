@@ -27,7 +27,7 @@ def test_grown_file_is_told(tmp_path, workspace):
     assert report.stored == 60
     assert note.startswith("40 of 60 rows were in the table before")
     assert "key=" in note
-    assert note.count == 40
+    assert note.occurrences == 40
     assert Catalog(workspace).table("t").snapshot().notes == (note,)
     assert not ingest_files(_write(tmp_path / "b.csv", 0, "900,2024-01-01,1.5\n"), "t", workspace).notes
 
