@@ -24,7 +24,8 @@ def column_notes(
     flags = [word for word, holds in (("not null", not column.nullable), ("personal", column.personal)) if holds]
     computed = f"computed: {column.sql}" if column.sql else ""
     nulls = f"null: {', '.join(column.nulls)}" if column.nulls else ""
-    texts = [text for text in (column.unit, column.format, nulls, computed, column.description) if text]
+    clock = f"instant, {column.zone or 'UTC'}" if column.instant else column.zone
+    texts = [text for text in (column.unit, clock, column.format, nulls, computed, column.description) if text]
     return ", ".join([*roles, *flags, *texts])
 
 # %% ../../nbs/contract/display.ipynb #cf15e353

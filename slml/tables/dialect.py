@@ -538,7 +538,9 @@ def sniff(
         options = replace(options, delimiter=sign, skip_lines=skip)
         notes.append(f"line 1 ('{excel[0].decode('latin-1').strip()}') names the delimiter; it is no row.")
     elif options.skip_lines:
-        notes.append(f"the first {options.skip_lines:,} lines are skipped, as skip_lines says.")
+        notes.append(
+            f"{options.skip_lines:,} line{'s' * (options.skip_lines > 1)} at the beginning skipped, as skip_lines says."
+        )
     lines = _head_lines(head, options)
     if not any(line.strip() for line in lines):
         raise IngestError("holds no line of text.")

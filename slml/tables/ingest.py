@@ -745,7 +745,7 @@ class IngestPreview:
     def _columns(self) -> list[tuple[str, str, str]]:
         "Each column with its type and the first of its values."
         texts = {
-            column: ", ".join("null" if row[column] is None else str(row[column])[:24] for row in self.first_rows[:3])
+            column: ", ".join("null" if row[column] is None else str(row[column])[:32] for row in self.first_rows[:3])
             for column in self.types
         }
         return [(column, type, texts[column]) for column, type in self.types.items()]
