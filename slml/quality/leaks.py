@@ -42,8 +42,9 @@ def orders_target(values: np.ndarray, target: np.ndarray) -> bool:
     "Whether the target rises, or falls, throughout with the column."
     there = np.isfinite(values)
     values, target = values[there], target[there]
-    distinct = len(np.unique(values))
-    if distinct < max(20, 0.05 * len(np.unique(target))) or len(values) < 0.5 * len(there):
+    of_column, of_target = len(np.unique(values)), len(np.unique(target))
+    few = min(of_column, of_target) < max(20, 0.05 * max(of_column, of_target))
+    if few or len(values) < 0.5 * len(there):
         return False
     for sign in (1, -1):
         steps = np.diff(sign * target[np.lexsort((sign * target, values))])
