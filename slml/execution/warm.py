@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CAN_FORK', 'STARTUP_PREFIXES', 'RESOURCE_LIMITS', 'PLOT_VARIABLES', 'IDLE', 'BOOT', 'UNKNOWN', 'startup_variables',
-           'process_identity', 'socket_folder', 'socket_path', 'start_warm_process', 'ForkedProcess', 'fork_process',
+           'warm_process_name', 'socket_folder', 'socket_path', 'start_warm_process', 'ForkedProcess', 'fork_process',
            'current_umask', 'ignored_signals', 'launch_process', 'ensure_warm_process', 'stop_warm_process']
 
 # %% ../../nbs/execution/warm.ipynb #9d01c237
@@ -72,7 +72,7 @@ def startup_variables(
     return {name: text for name, text in {**PLOT_VARIABLES, **environment}.items() if name.startswith(STARTUP_PREFIXES)}
 
 
-def process_identity(
+def warm_process_name(
     environment: Mapping[str, str],  # of the process that is to be started
 ) -> str:  # 16 hexadecimal digits
     "What two callers have in common if the same warm process may serve them."
@@ -106,7 +106,7 @@ def socket_path(
     environment: Mapping[str, str],  # of the process that is to be started
 ) -> Path:  # the socket of the warm process that may serve it
     "Where to ask for a fork. Raises `OSError`."
-    return socket_folder() / process_identity(environment)
+    return socket_folder() / warm_process_name(environment)
 
 # %% ../../nbs/execution/warm.ipynb #ed1c58ae
 IDLE = 600.0  # seconds

@@ -26,7 +26,7 @@ from ..training.baselines import Baselines, baselines
 from ..training.fit import predict_batches
 from ..training.importance import importance
 from ..training.loader import Loader, concat_batches
-from ..training.metrics import headline, measure, plot_against_target, slice_metrics, uneven_note, unmeasured
+from ..training.metrics import headline, measure, plot_against_target, slice_metrics, uneven_note, unmeasured_metrics
 
 # %% ../../nbs/explore/evaluation.ipynb #57823435
 THIS_MODEL = "this model"  # its row beside the baselines
@@ -123,7 +123,9 @@ def evaluation_notes(
     others: Mapping[str, Mapping[str, float]],  # the baselines'
 ) -> tuple[str, ...]:
     "What could not be measured, and what somebody should look at."
-    notes = [Note(f"Not measured: {what}, since {why}.") for what, why in unmeasured(task, target, classes).items()]
+    notes = [
+        Note(f"Not measured: {what}, since {why}.") for what, why in unmeasured_metrics(task, target, classes).items()
+    ]
     notes += [Note(note)] if (note := uneven_note(task, target, classes)) else []
     metric = headline(task)
     errors = {name: values[metric] for name, values in {THIS_MODEL: test, **others}.items() if metric in values}

@@ -23,7 +23,7 @@ from slml.tables.arrow_values import (
     check_readable,
     column_errors,
     declared_reading,
-    decoded,
+    decode_array,
     find_reading,
 )
 from .chunks import Chunk
@@ -127,7 +127,7 @@ class ArrowFile:
         for column in columns:
             name, reading = self.names[column], self.readings[column]
             with column_errors(self.file.name, name, self.schema.field(name).type):
-                values = decoded(batch.column(name))
+                values = decode_array(batch.column(name))
                 rows[column] = reading.convert(values)
                 if rows[column].null_count > values.null_count:
                     misfits += _find_misfits(column, values, rows[column], reading.misfit)
@@ -216,4 +216,6 @@ def open_arrow_file(
 def _open_column(file: File, reader: ArrowReader, column: str, name: str) -> Reading:
     type = reader.schema.field(name).type
     with column_errors(file.name, name, type):
-        return find_reading(column, type, lambda: (decoded(batch.column(name)) for batch in reader.batches([name])))
+        return find_reading(
+            column, type, lambda: (decode_array(batch.column(name)) for batch in reader.batches([name]))
+        )

@@ -227,7 +227,7 @@ class NumberFinder:
         "A value that is not plain, or nothing."
         return next((example for _, example in self.shapes.values() if not re.match(FLOAT, example)), "")
 
-    def described(self) -> dict[Shape, str]:
+    def describe_shapes(self) -> dict[Shape, str]:
         "The shapes, each with an example."
         shapes = {_describe_shape(example): example for _, example in self.shapes.values()}
         generic = {"int": "9", "point": "9.9", "maybe": "9.999", "exponent": "9E9"}
@@ -235,7 +235,7 @@ class NumberFinder:
 
     def decimal(self) -> str:
         "The sign of the decimals where the column leaves no doubt of it, or nothing."
-        bodies = {shape.body for shape in self.described()}
+        bodies = {shape.body for shape in self.describe_shapes()}
         signs = {decimal for decimal, _ in self._meanings(bodies).values() if any(decimal in b for b in bodies)}
         return signs.pop() if len(signs) == 1 and len(self._meanings(bodies)) == 1 else ""
 
@@ -254,7 +254,7 @@ class NumberFinder:
         decimal: str = "",  # the sign that the rest of the file has, where it has one
     ) -> Writing:
         "The one way in which every value is a number."
-        described = self.described()
+        described = self.describe_shapes()
         units = {(shape.prefix + shape.suffix).strip(): shape for shape in described if shape.prefix or shape.suffix}
         if len(_same_units(units)) > 1 or any(unit.lower() in _NO_UNITS for unit in units):
             return Writing(note=_several_units(units, described) if len(units) < 10 else "")

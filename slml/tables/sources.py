@@ -33,7 +33,7 @@ from slml.tables.dialect import (
 from .excel import workbook_as_csv
 from .json_source import open_json
 from .options import ReadOptions
-from .parquet_source import open_parquet
+from .parquet_source import open_parquet_source
 from .records import PLAIN_QUOTE, Records, Reject, split_records
 from .types import ColumnType
 
@@ -230,7 +230,7 @@ def open_source(
     if kind == "json":
         return open_json(file)
     if kind == "parquet":
-        return open_parquet(file, declared)
+        return open_parquet_source(file, declared)
     return open_arrow_file(file, OrcReader if kind == "orc" else IpcReader, declared)
 
 

@@ -9,14 +9,14 @@ from slml.explore.evaluation import evaluation_notes
 from slml.explore.training import fit_encoder
 from slml.registry.gate import check_measured
 from slml.sampling.split import SHARES, Part, Split
-from slml.training.metrics import measure, uneven_note, unmeasured
+from slml.training.metrics import measure, uneven_note, unmeasured_metrics
 
 
 def test_a_test_part_of_one_class_measures_nothing() -> None:
     target, prediction = np.zeros(600), np.full(600, 0.001)
     metrics = measure("binary", target, prediction)
     assert metrics["accuracy"] == 1
-    assert list(unmeasured("binary", target, ["honest", "fraud"])) == ["error of class 'fraud'", "auc"]
+    assert list(unmeasured_metrics("binary", target, ["honest", "fraud"])) == ["error of class 'fraud'", "auc"]
     with pytest.raises(RegistryError, match="auc was not measured"):
         check_measured("binary", metrics)
     check_measured("binary", measure("binary", [0, 1], [0.1, 0.9]))
