@@ -94,7 +94,7 @@ def odd_negatives(values: np.ndarray) -> np.ndarray:
         return negative[:0]
     least, lower, middle = _quantiles(values[values >= 0], 0.01, 0.16, 0.5)
     whole = (values == np.floor(values)).all()
-    bell = middle - least > 2 * (middle - lower)  # 2.3 of a bell curve, less of values that end at zero
+    bell = middle - least > 2 * (middle - lower) > 0  # 2.3 of a bell curve, less of values that end at zero
     expected = norm.cdf(-middle / (middle - lower)) if bell else 0.0
     return negative if whole or len(negative) > 3 * expected * len(values) else negative[:0]
 

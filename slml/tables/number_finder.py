@@ -60,13 +60,24 @@ def cast_plain(
     kind: str,  # int or float
 ) -> pa.Array | None:
     "The numbers where all values are plain ones and none of them is NaN, as far as Arrow can tell quickly."
-    if kind == "int" and _has_hexadecimal(values):
-        return None
+    if kind == "int":
+        return _cast_ints(values)
     try:
-        numbers = pc.cast(values, pa.int64() if kind == "int" else pa.float64())
+        numbers = pc.cast(values, pa.float64())
     except pa.ArrowInvalid:
         return None
-    return numbers if kind == "int" or not pc.any(pc.is_nan(numbers)).as_py() else None
+    return None if pc.any(pc.is_nan(numbers)).as_py() else numbers
+
+
+def _cast_ints(values: pa.Array) -> pa.Array | None:
+    if _has_hexadecimal(values):
+        return None
+    with suppress(pa.ArrowInvalid):
+        return pc.cast(values, pa.int64())
+    with suppress(pa.ArrowInvalid):  # a plus is no digit for Arrow
+        if pc.any(pc.starts_with(values, "+")).as_py():
+            return pc.cast(pc.replace_substring_regex(values, r"^\+([0-9])", r"\1"), pa.int64())
+    return None
 
 
 def parse_floats(

@@ -59,6 +59,7 @@ def column(name: str) -> Column:
         nullable=name not in REQUIRED,
         format=TIME_FORMAT if name in TIMES else "",
         zone="America/New_York" if name in TIMES else "",
+        nulls=("NULL", "null") if name in number else (),
         description=DESCRIPTIONS.get(name, ""),
     )
 
