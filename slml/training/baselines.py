@@ -15,8 +15,9 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import KFold
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
 
 from ..display import table
 from ..errors import TrainingError
@@ -30,7 +31,7 @@ def _float_series(column: pd.Series) -> pd.Series:
     return column.astype("float64").replace([np.inf, -np.inf], np.nan)
 
 # %% ../../nbs/training/baselines.ipynb #8c418e1f
-LEVELS = 250  # categories of a column; the trees take up to 255
+LEVELS = 250  # categories of a column as they are; the trees take up to 255
 
 # %% ../../nbs/training/baselines.ipynb #331eb386
 def _plain_columns(train: pd.Series, test: pd.Series) -> tuple[pd.Series, pd.Series]:
@@ -40,8 +41,8 @@ def _plain_columns(train: pd.Series, test: pd.Series) -> tuple[pd.Series, pd.Ser
     if pd.api.types.is_datetime64_any_dtype(train) or pd.api.types.is_numeric_dtype(train):
         return _float_series(train), _float_series(test)
     train, test = (column.astype("object").map(str, na_action="ignore") for column in (train, test))
-    frequent = sorted(train.value_counts().index[:LEVELS])
-    return tuple(column.where(column.isin(frequent)).astype(pd.CategoricalDtype(frequent)) for column in (train, test))
+    known = sorted(train.dropna().unique())
+    return tuple(column.where(column.isin(known)).astype(pd.CategoricalDtype(known)) for column in (train, test))
 
 # %% ../../nbs/training/baselines.ipynb #6c009448
 def _plain_frames(train: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -50,6 +51,18 @@ def _plain_frames(train: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame
     return pd.DataFrame({n: p[0] for n, p in pairs.items()}), pd.DataFrame({n: p[1] for n, p in pairs.items()})
 
 # %% ../../nbs/training/baselines.ipynb #8f122c8a
+def _mean_targets(task: str, seed: int) -> ColumnTransformer:
+    "Columns of many categories as the means of their targets, the others as they are."
+    kind, others = "continuous" if task == "regression" else "auto", KFold(shuffle=True, random_state=seed)
+    encoder = TargetEncoder(target_type=kind, cv=others)
+
+    def has_many(frame: pd.DataFrame) -> list[str]:
+        return [n for n in frame.select_dtypes("category") if len(frame[n].cat.categories) > LEVELS]
+
+    columns = ColumnTransformer([("many", encoder, has_many)], remainder="passthrough", verbose_feature_names_out=False)
+    return columns.set_output(transform="pandas")
+
+
 def _linear_model(task: str) -> Pipeline:
     "Gaps filled and marked, numbers scaled, categories one column each, then ridge or logistic regression."
     gaps = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
@@ -73,15 +86,16 @@ def _unfitted_models(task: str, target: np.ndarray, seed: int) -> dict[str, obje
     regression = task == "regression"
     stops = regression or np.unique(target, return_counts=True)[1].min() > 1
     trees = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
+    boosting = trees(
+        max_iter=1_000 if stops else 100,
+        early_stopping=stops,
+        categorical_features="from_dtype",
+        random_state=seed,
+    )
     return {
         "constant": DummyRegressor() if regression else DummyClassifier(strategy="prior"),
-        "linear": _linear_model(task),
-        "hist_gradient_boosting": trees(
-            max_iter=1_000 if stops else 100,
-            early_stopping=stops,
-            categorical_features="from_dtype",
-            random_state=seed,
-        ),
+        "linear": make_pipeline(_mean_targets(task, seed), _linear_model(task)),
+        "hist_gradient_boosting": make_pipeline(_mean_targets(task, seed), boosting),
     }
 
 # %% ../../nbs/training/baselines.ipynb #01450fd9
