@@ -276,8 +276,10 @@ def _find_type(finder: TypeFinder, decimal: str) -> tuple[ColumnType, str]:
 def _written_type(finder: TypeFinder, decimal: str) -> tuple[ColumnType, str]:
     "The type of numbers that are not written plainly, or text where they can be read in several ways."
     writing = finder.numbers.find(decimal)
+    if not writing.kind and "float" in finder.alive and not finder.alive["float"].count:
+        return ColumnType("float"), writing.note
     if not writing.kind:
-        return ColumnType("float" if "float" in finder.alive else "text"), writing.note
+        return ColumnType(), writing.note
     type = ColumnType(writing.kind, writing.pictures)
     kind = "whole numbers" if writing.kind == "int" else "numbers"
     unit = f" in {writing.unit}" if writing.unit else ""

@@ -119,6 +119,7 @@ def test_written_numbers_that_are_stored_as_text_are_read_by_the_contract(worksp
         (["1,234", "5,678"], "ambiguous numbers: '1,234'"),
         (["$5", "€5"], "several units"),
         (["5 kg", "300 g"], "several units"),
+        (["1.5", "2.5", "3.5", "$4.5", "5.5 mi"], "several units"),
         (["A12", "A13"], ""),
         (["612 345 678", "712 345 678"], ""),
         (["192.168.1.1", "10.0.0.1"], ""),
