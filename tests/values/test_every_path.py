@@ -69,7 +69,7 @@ class FilePath:
     "A file's way through slml, one stage after the other."
 
     def __init__(self, folder: Path, kind: str):
-        self.workspace = Workspace(root=str(folder / "root"), project="values", cores=2, tracking_uri="")
+        self.workspace = Workspace(root=str(folder / "root"), project="values", cores=2)
         self.catalog, self.file_kind = Catalog(self.workspace), kind
         ingest_files(WRITERS[kind](folder), "wide", self.workspace)
         self.raw = self.catalog.snapshot("wide")
