@@ -55,7 +55,7 @@ class Visit:
 
     def answer(self) -> str:
         """The prediction, once that of the last change has come."""
-        expect(self.tab.locator("#answer")).to_have_attribute("aria-busy", "false")
+        expect(self.tab.locator("#answer")).to_have_attribute("aria-busy", "false", timeout=15_000)
         return self.tab.locator("#value").inner_text()
 
     def says(self, text: str | re.Pattern) -> None:
