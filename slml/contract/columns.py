@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import ContractError, UsageError, closest
 from ..tables.numbers import number_format
-from ..tables.times import find_zone
+from ..tables.times import find_zone, split_formats
 
 # %% ../../nbs/contract/columns.ipynb #840a7d9c
 class Data(BaseModel):
@@ -113,6 +113,6 @@ class Column(Data):
         if self.type not in ("int", "float"):
             return self.type in ("date", "timestamp")
         try:
-            return all(number_format(picture.strip()) for picture in self.format.split(" or "))
+            return all(number_format(picture) for picture in split_formats(self.format))
         except UsageError:
             return False

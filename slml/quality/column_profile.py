@@ -21,7 +21,7 @@ from ..contract.contract import Contract
 from ..contract.features import Category
 from ..errors import ContractError
 from .bins import MOST_CATEGORIES, NumberBins, TimeBins, count_codes, number_codes, quantiles, trim_counts
-from ..tables.times import naive_zone
+from ..tables.times import split_formats
 
 # %% ../../nbs/quality/column_profile.ipynb #46022c35
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -145,13 +145,14 @@ def _parse_values(values: pa.Array, column: Column, dtype: pa.DataType) -> pa.Ar
         whole_numbers = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
         return pc.if_else(whole_numbers, values, None).cast(dtype)
     if column.type == "timestamp":
-        formats = tuple(column.format.split(" or ")) if column.format else ()
-        zone = naive_zone(formats, column.zone)
-        times = read_times(values.cast(pa.string()), formats, column.instant, zone, parsing_connection())
+        formats, texts = split_formats(column.format), values.cast(pa.string())
+        with parsing_connection() as connection:
+            times = read_times(texts, formats, column.instant, column.zone, connection)
         return _local_times(times, column) if column.instant else times
     try:
         declaration = parse_type(f"{column.type} {column.format}".strip())
-        return parse_values(values.cast(pa.string()), declaration, parsing_connection()).cast(dtype)
+        with parsing_connection() as connection:
+            return parse_values(values.cast(pa.string()), declaration, connection).cast(dtype)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return pa.nulls(len(values), dtype)
 

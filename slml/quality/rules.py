@@ -36,6 +36,7 @@ from .expressions import from_sql
 from .text_times import INSTANT, text_as_time
 from ..tables.names import inner_name
 from ..tables.numbers import EXACT_FLOAT, NEGATIVE, PADDING, number_format
+from ..tables.times import split_formats
 
 # %% ../../nbs/quality/rules.ipynb #cef2abec
 _KINDS: tuple[tuple[type[dt.DataType], str], ...] = (
@@ -112,7 +113,7 @@ def _plain_digits(value: ir.StringValue, format: str) -> ir.StringValue:
     if not format:
         return value.contains("_").ifelse(ibis.null("string"), value)  # which an engine would read over
     plain = []
-    for style in (number_format(picture.strip()) for picture in format.split(" or ")):
+    for style in map(number_format, split_formats(format)):
         digits = value.re_replace(style.lead, "").re_replace(style.tail, "")
         digits = digits.re_replace(style.group, "") if style.group else digits
         sign = value.re_search(NEGATIVE).ifelse("-", "")

@@ -13,7 +13,7 @@ import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from ..tables.time_columns import END_OF_DAY, LONG_FRACTION, OFFSET, values_pattern
-from ..tables.times import FAMILIES, fixed_offset, has_offset, naive_zone
+from ..tables.times import FAMILIES, fixed_offset, has_offset, naive_zone, split_formats
 
 # %% ../../nbs/quality/text_times.ipynb #37bbc542
 CLOCK, INSTANT = dt.Timestamp(scale=6), dt.Timestamp(timezone="UTC", scale=6)
@@ -100,7 +100,7 @@ def text_as_time(
     zone: str = "",  # of the column
 ) -> ir.Value:  # timestamp, with the zone UTC for an instant; null where the text is none, or of the other kind
     "A text as the time of its column."
-    formats = tuple(one.strip() for one in format.split(" or ")) if format else FAMILIES["year first"]
+    formats = split_formats(format) or FAMILIES["year first"]
     text, naive = value.strip(), [f for f in formats if not has_offset(f)]
     if not instant:
         return make_timestamp(_micros(text, naive))

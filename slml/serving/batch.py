@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROW', 'SOURCE', 'PREDICTED', 'READABLE', 'READ_ROWS', 'GRAPH_ROWS', 'PART_ROWS', 'key_columns', 'check_predictable',
-           'prediction_columns', 'output_schema', 'declared_texts', 'declared_times', 'predict_batch', 'map_in_order',
-           'RowGroups', 'row_group_parts', 'predict_part', 'count_predictions', 'PredictionResult', 'predict_snapshot',
+           'prediction_columns', 'output_schema', 'declared_texts', 'predict_batch', 'map_in_order', 'RowGroups',
+           'row_group_parts', 'predict_part', 'count_predictions', 'PredictionResult', 'predict_snapshot',
            'plot_predictions']
 
 # %% ../../nbs/serving/batch.ipynb #41237fd6
@@ -24,6 +24,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from ..contract.columns import Column
 from ..contract.contract import Contract
 from ..display import facts_table
 from ..errors import ContractError, StorageError, TableError, closest
@@ -38,7 +39,7 @@ from ..tables.parquet import open_parquet
 from ..tables.rowhash import ROW_HASH
 from ..tables.storable import check_fits
 from ..tables.time_columns import parsing_connection, read_times
-from ..tables.times import naive_zone
+from ..tables.times import split_formats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,33 +145,29 @@ def declared_texts(
     bundle: Bundle,
     rows: pa.RecordBatch,  # as stored
 ) -> pa.RecordBatch:
-    "The rows with the texts of categories as the contract reads them; one that it cannot read stays, and is unknown."
-    for name in {i.column for i in bundle.encoder.inputs if i.kind == "category"} & set(bundle.contract.names):
-        column, values = bundle.contract.column(name), rows.column(name)
-        if not pa.types.is_string(values.type):
-            continue
-        texts = pc.utf8_trim(values, PADDING)
-        texts = pc.if_else(pc.is_in(texts, pa.array(["", *column.nulls])), pa.scalar(None, pa.string()), texts)
-        if column.type == "int":
-            numbers = parse_numbers(texts, "int", tuple(column.format.split(" or ")) if column.format else ())
-            texts = pc.coalesce(numbers.cast(pa.string()), texts)
-        rows = rows.set_column(rows.schema.get_field_index(name), name, texts)
-    return declared_times(bundle, rows)
-
-
-def declared_times(
-    bundle: Bundle,
-    rows: pa.RecordBatch,  # as stored
-) -> pa.RecordBatch:
-    "The rows with the texts of times as the contract reads them; one that it cannot read is missing."
-    for name in {i.column for i in bundle.encoder.inputs if i.kind == "timestamp"} & set(bundle.contract.names):
-        column, values = bundle.contract.column(name), rows.column(name)
-        if pa.types.is_string(values.type):
-            formats = tuple(column.format.split(" or ")) if column.format else ()
-            zone = naive_zone(formats, column.zone)
-            times = read_times(values, formats, column.instant, zone, parsing_connection())
-            rows = rows.set_column(rows.schema.get_field_index(name), name, times)
+    "The rows with the texts of categories and times as the contract reads them."
+    for kind, read in (("category", _read_codes), ("timestamp", _read_times)):
+        for name in {i.column for i in bundle.encoder.inputs if i.kind == kind} & set(bundle.contract.names):
+            values = rows.column(name)
+            if pa.types.is_string(values.type):
+                read_values = read(values, bundle.contract.column(name))
+                rows = rows.set_column(rows.schema.get_field_index(name), name, read_values)
     return rows
+
+
+def _read_codes(values: pa.Array, column: Column) -> pa.Array:
+    "The texts of a category; one that the contract cannot read stays, and is unknown."
+    texts = pc.utf8_trim(values, PADDING)
+    texts = pc.if_else(pc.is_in(texts, pa.array(["", *column.nulls])), pa.scalar(None, pa.string()), texts)
+    if column.type != "int":
+        return texts
+    return pc.coalesce(parse_numbers(texts, "int", split_formats(column.format)).cast(pa.string()), texts)
+
+
+def _read_times(values: pa.Array, column: Column) -> pa.Array:
+    "The times that texts stand for; one that the contract cannot read is missing."
+    with parsing_connection() as connection:
+        return read_times(values, split_formats(column.format), column.instant, column.zone, connection)
 
 
 def predict_batch(

@@ -20,7 +20,7 @@ import msgspec
 
 from ..errors import closest
 from ..tables.numbers import EXACT_FLOAT, INT64, PADDING, read_number
-from ..tables.times import ISO_FORMATS, as_declared, naive_zone, read_time
+from ..tables.times import ISO_FORMATS, as_declared, naive_zone, read_time, split_formats
 
 # %% ../../nbs/serving/request.ipynb #75e7727f
 class Column(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ def _read_moment(value: str | datetime, column: Column) -> datetime:
 
     Raises `ValueError`, also for an offset that is missing or may not be there.
     """
-    formats = [part.strip() for part in column.format.split(" or ")] if column.format else []
+    formats = split_formats(column.format)
     if isinstance(value, str):
         iso = () if any(f.startswith("%Y-%d") for f in formats) else ISO_FORMATS
         value = read_time(value, (*formats, *iso))
@@ -118,7 +118,7 @@ def _read_number(column: Column, value: object) -> int | float:
     JavaScript has no other exact way to send an id of 64 bits. Raises `ValueError`.
     """
     if isinstance(value, str) and (column.format or column.type == "int"):
-        value = read_number(value, column.type, tuple(column.format.split(" or ")) if column.format else ())
+        value = read_number(value, column.type, split_formats(column.format))
     elif not isinstance(value, int | float):
         raise ValueError(value)
     if column.type == "float":
@@ -319,7 +319,7 @@ def describe_field(
     unit = f" in {column.unit}" if column.unit else ""
     format = f" or as {column.format}" if column.format else ""
     words = WORDS[value_kind(column)]
-    naive = naive_zone(column.format.split(" or ") if column.format else (), column.zone) if column.instant else ""
+    naive = naive_zone(split_formats(column.format), column.zone) if column.instant else ""
     format += f"; without an offset in the zone {naive}" if naive else ""
     blank = " that is not blank" if column.type == "text" and not field.nullable else ""
     limits = [c.expected for c in checks if c.columns == (column.name,)]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLANKS', 'TIMES', 'CLOCK_TIMES', 'ZONED', 'FAMILIES', 'SHAPES', 'ISO_FORMATS', 'MONTHS', 'DAY_ORDERS', 'has_offset',
-           'fixed_offset', 'find_zone', 'available_zones', 'zone_or_utc', 'split_zone', 'time_pattern', 'read_time',
-           'has_format', 'naive_zone', 'as_declared', 'local_clock', 'changed_hours', 'swap_day_and_month']
+           'fixed_offset', 'find_zone', 'available_zones', 'zone_or_utc', 'split_zone', 'split_formats', 'time_pattern',
+           'read_time', 'has_format', 'naive_zone', 'as_declared', 'local_clock', 'changed_hours', 'swap_day_and_month']
 
 # %% ../../nbs/tables/times.ipynb #f96da26a
 import re
@@ -124,6 +124,13 @@ def split_zone(
         return text.strip(), ""
     find_zone(zone.strip())
     return formats.strip(), zone.strip()
+
+# %% ../../nbs/tables/times.ipynb #92115d4c
+def split_formats(
+    text: str,  # such as "%d.%m.%Y or %Y-%m-%d"; may be empty
+) -> tuple[str, ...]:
+    "The formats that a declaration joins."
+    return tuple(format.strip() for format in text.split(" or ")) if text else ()
 
 # %% ../../nbs/tables/times.ipynb #ba2b4f0e
 MONTHS = ("january", "february", "march", "april", "may", "june",

@@ -29,7 +29,7 @@ from slml.tables.time_columns import (
     read_times,
     time_hint,
 )
-from .times import DAY_ORDERS, FAMILIES, has_offset, naive_zone, split_zone
+from .times import DAY_ORDERS, FAMILIES, has_offset, split_formats, split_zone
 
 # %% ../../nbs/tables/types.ipynb #a7b65c53
 ARROW = {
@@ -82,7 +82,7 @@ def parse_type(
             expected=f"one of {', '.join(ARROW)}; a date, timestamp or number may be followed by how it is written",
             todo=closest(name, ARROW) or "declare it as in 'timestamp %m/%d/%Y %H:%M'.",
         )
-    formats = tuple(f.strip() for f in written.split(" or ")) if written else ()
+    formats = split_formats(written)
     for picture in formats if name in NUMBERS else ():
         number_format(picture)
     return ColumnType(name, formats, zone, tuple(filter(None, words.strip().split("|"))))
@@ -113,7 +113,7 @@ def parse_values(
     "Text as what it stands for."
     values = drop_null_words(values, type)
     if type.name == "timestamp":
-        return read_times(values, type.formats, type.instant, naive_zone(type.formats, type.zone), connection)
+        return read_times(values, type.formats, type.instant, type.zone, connection)
     if type.name == "date":
         return read_days(values, type.formats, connection)
     if type.name in NUMBERS:
